@@ -1,0 +1,1 @@
+"""Questions about a graph, and edits that several passes need. Knows no particular pass."""

@@ -1,0 +1,72 @@
+"""Constant tensors, whether they are initializers or the outputs of Constant nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+__all__ = ["assign", "is_constant", "shape_of", "value_of"]
+
+Array = np.ndarray[Any, Any]
+
+
+def is_constant(tensor: gs.Tensor) -> bool:
+    """Whether the tensor's value is known before the model runs."""
+    return isinstance(tensor, gs.Constant) or _constant_node(tensor) is not None
+
+
+def value_of(tensor: gs.Tensor) -> Array | None:
+    """The tensor's value, or None when only a run knows it.
+
+    Reading leaves an initializer's own bytes in place (graphsurgeon's ``values`` would re-encode them).
+    The array must not be written into.
+    """
+    if isinstance(tensor, gs.Constant):
+        values = tensor._values
+        if isinstance(values, np.ndarray):
+            return values
+        if isinstance(values.tensor, onnx.TensorProto):
+            return np.asarray(onnx.numpy_helper.to_array(values.tensor))
+        return np.asarray(values.load())
+    node = _constant_node(tensor)
+    return None if node is None else _attribute_value(node)
+
+
+def shape_of(tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
+    """Dimensions as the graph declares them, or None when it does not."""
+    if not isinstance(tensor, gs.Constant) and (value := value_of(tensor)) is not None:
+        return tuple(value.shape)
+    return None if tensor.shape is None else tuple(tensor.shape)
+
+
+def assign(tensor: gs.Tensor, value: Array) -> None:
+    """Replace a constant's value. The output of a Constant node becomes an initializer."""
+    array = np.ascontiguousarray(value).reshape(np.shape(value))  # ascontiguousarray makes 0-d into 1-d
+    if isinstance(tensor, gs.Constant):
+        tensor.values = array
+        return
+    if (node := _constant_node(tensor)) is None:
+        raise ValueError(f"{tensor.name} is no constant")
+    node.outputs.clear()
+    tensor.to_constant(array)
+
+
+def _constant_node(tensor: gs.Tensor) -> gs.Node | None:
+    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and not tensor.inputs[0].domain:
+        node: gs.Node = tensor.inputs[0]
+        return node
+    return None
+
+
+def _attribute_value(node: gs.Node) -> Array | None:
+    for name, value in node.attrs.items():
+        if isinstance(value, gs.Constant):
+            return value_of(value)
+        if name in ("value_float", "value_floats"):
+            return np.asarray(value, dtype=np.float32)
+        if name in ("value_int", "value_ints"):
+            return np.asarray(value, dtype=np.int64)
+    return None  # strings and sparse values are nothing to compute with

@@ -1,0 +1,205 @@
+"""The layers of a model that carry weights: what compression is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcomp.codec import nested_graphs
+from onnxcomp.graph.constants import assign, is_constant, shape_of, value_of
+from onnxcomp.model import Model
+
+__all__ = ["WeightedLayer", "layer_name", "weighted_layers"]
+
+Array = np.ndarray[Any, Any]
+Kind = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "other"]
+
+# A bias, a scale or a shape is no layer of its own; what is smaller than this is not worth a decision.
+MIN_WEIGHTS = 16
+
+# Their weight is a matrix even where one side is 1 wide; elsewhere (1, C, 1, 1) is a scale or a bias.
+_MATRIX_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedLayer:
+    """One node and its weight.
+
+    Attributes:
+        name: unique in the model; the node's name where it has one.
+        kind: how the weight is laid out; ``other`` is an operator whose weight no pass here understands
+            (LSTM, Gather, contrib operators …).
+        weight_index: which of the node's inputs the weight is.
+        out_axis, in_axis: axes of the weight array that are output and input channels.
+        groups: of a grouped or depthwise convolution, else 1.
+        nested: inside the body of an If, Loop or Scan.
+        shared: several nodes, or several inputs of one node, use this weight tensor.
+        quantized: the weight reaches the node through DequantizeLinear.
+    """
+
+    name: str
+    node: gs.Node
+    kind: Kind
+    weight_index: int
+    out_axis: int
+    in_axis: int
+    groups: int
+    nested: bool
+    shared: bool
+    quantized: bool
+
+    @property
+    def op(self) -> str:
+        """The operator, with its domain when it is no standard one."""
+        return f"{self.node.domain}.{self.node.op}" if self.node.domain else str(self.node.op)
+
+    @property
+    def weight(self) -> gs.Tensor:
+        """The constant that holds the weight (behind DequantizeLinear, if any)."""
+        tensor = self.node.inputs[self.weight_index]
+        return tensor.inputs[0].inputs[0] if self.quantized else tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight array."""
+        return tuple(int(dim) for dim in shape_of(self.weight) or ())  # type: ignore[arg-type]
+
+    @property
+    def bias(self) -> gs.Tensor | None:
+        """The constant third input of Conv, ConvTranspose and Gemm."""
+        if self.kind in ("Conv", "ConvTranspose", "Gemm") and len(self.node.inputs) > 2:
+            tensor = self.node.inputs[2]
+            return tensor if is_constant(tensor) else None
+        return None
+
+    def array(self) -> Array:
+        """The weight as stored; not to be written into."""
+        value = value_of(self.weight)
+        assert value is not None
+        return value
+
+    def set_array(self, value: Array) -> None:
+        """Replace the weight (same dtype as before, any shape)."""
+        assign(self.weight, value.astype(self.array().dtype, copy=False))
+
+    def matrix(self) -> Array:
+        """The weight as (groups, out / groups, in / groups · kernel), float64; a MatMul counts as one group."""
+        array = np.asarray(self.array(), dtype=np.float64)
+        if self.kind == "ConvTranspose":  # (in, out / groups, *kernel)
+            array = array.reshape(self.groups, array.shape[0] // self.groups, *array.shape[1:]).swapaxes(1, 2)
+            return array.reshape(self.groups, array.shape[1], -1)
+        if self.kind == "Conv":  # (out, in / groups, *kernel)
+            return array.reshape(self.groups, array.shape[0] // self.groups, -1)
+        return np.moveaxis(array, (self.out_axis, self.in_axis), (0, 1))[None]
+
+    def set_matrix(self, matrix: Array) -> None:
+        """The inverse of ``matrix``: groups, outputs and inputs may have become fewer, the kernel not."""
+        groups, outs, columns = matrix.shape
+        kernel = self.shape[2:] if self.kind in ("Conv", "ConvTranspose") else ()
+        ins = columns // int(np.prod(kernel, dtype=int))
+        array = matrix.reshape(groups, outs, ins, *kernel)
+        if self.kind == "ConvTranspose":
+            self.set_array(array.swapaxes(1, 2).reshape(groups * ins, outs, *kernel))
+        elif self.kind == "Conv":
+            self.set_array(array.reshape(groups * outs, ins, *kernel))
+        else:
+            self.set_array(np.moveaxis(array[0], (0, 1), (self.out_axis, self.in_axis)))
+
+
+def weighted_layers(model: Model) -> list[WeightedLayer]:
+    """Every node with a floating-point weight matrix (two axes or more), nested graphs included, in graph order."""
+    layers: list[WeightedLayer] = []
+    names: dict[str, int] = {}
+    for graph in nested_graphs(model.graph):
+        for node in graph.nodes:
+            layer = _layer(node, nested=graph is not model.graph)
+            if layer is not None:
+                count = names[layer.name] = names.get(layer.name, 0) + 1
+                if count > 1:
+                    layer = WeightedLayer(**{**vars(layer), "name": f"{layer.name}#{count}"})
+                layers.append(layer)
+    return layers
+
+
+def layer_name(node: gs.Node) -> str:
+    """The node's name, or one made of its operator and first output."""
+    return str(node.name) or f"{node.op}:{node.outputs[0].name if node.outputs else '?'}"
+
+
+def _layer(node: gs.Node, nested: bool) -> WeightedLayer | None:
+    if node.op in ("Constant", "DequantizeLinear", "QuantizeLinear"):
+        return None
+    found = _find_weight(node)
+    if found is None:
+        return None
+    index, quantized = found
+    kind, out_axis, in_axis, groups = _layout(node, index)
+    tensor = node.inputs[index]
+    weight = tensor.inputs[0].inputs[0] if quantized else tensor
+    return WeightedLayer(
+        name=layer_name(node),
+        node=node,
+        kind=kind,
+        weight_index=index,
+        out_axis=out_axis,
+        in_axis=in_axis,
+        groups=groups,
+        nested=nested,
+        shared=len(weight.outputs) > 1 or len(tensor.outputs) > 1,
+        quantized=quantized,
+    )
+
+
+def _find_weight(node: gs.Node) -> tuple[int, bool] | None:
+    """Position of the largest constant with two axes or more, and whether it passes DequantizeLinear."""
+    best: tuple[int, bool] | None = None
+    best_size = MIN_WEIGHTS - 1
+    for index, tensor in enumerate(node.inputs):
+        quantized = (
+            len(tensor.inputs) == 1
+            and tensor.inputs[0].op == "DequantizeLinear"
+            and is_constant(tensor.inputs[0].inputs[0])
+        )
+        source = tensor.inputs[0].inputs[0] if quantized else tensor
+        if not is_constant(source) or not (quantized or _is_float(source)):
+            continue
+        shape = shape_of(source) or ()
+        size = int(np.prod([dim for dim in shape if isinstance(dim, int)], dtype=np.int64))
+        is_matrix = node.op in _MATRIX_OPS or len([dim for dim in shape if dim != 1]) >= 2
+        if is_matrix and len(shape) >= 2 and size > best_size:
+            best, best_size = (index, quantized), size
+    return best
+
+
+def _is_float(tensor: gs.Tensor) -> bool:
+    if isinstance(tensor, gs.Constant):
+        dtype = tensor.dtype
+    else:
+        value = value_of(tensor)
+        dtype = None if value is None else value.dtype
+    return str(dtype) in ("float16", "float32", "float64", "bfloat16")
+
+
+def _layout(node: gs.Node, index: int) -> tuple[Kind, int, int, int]:
+    groups = int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1
+    if node.domain not in (None, "", "ai.onnx"):
+        return "other", 0, 0, 1
+    if node.op == "Conv" and index == 1:
+        return "Conv", 0, 1, groups
+    if node.op == "ConvTranspose" and index == 1:
+        return "ConvTranspose", 1, 0, groups
+    rank = len(shape_of(_source(node.inputs[index])) or ())
+    if node.op == "Gemm" and index == 1:
+        return ("Gemm", 0, 1, 1) if node.attrs.get("transB", 0) else ("Gemm", 1, 0, 1)
+    if node.op == "MatMul" and index == 1 and rank == 2:
+        return "MatMul", 1, 0, 1
+    return "other", 0, 0, 1
+
+
+def _source(tensor: gs.Tensor) -> gs.Tensor:
+    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "DequantizeLinear":
+        return tensor.inputs[0].inputs[0]
+    return tensor

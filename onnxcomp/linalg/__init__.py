@@ -1,0 +1,1 @@
+"""Algorithms on arrays, pure NumPy and SciPy; no graph in sight."""

@@ -1,0 +1,166 @@
+"""A model: a graph to edit, and everything else its file held."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError, EncodeError
+
+from onnxcomp import codec
+from onnxcomp.errors import InputError
+from onnxcomp.graph.state import GraphState
+
+__all__ = ["Model"]
+
+_PROTOBUF_LIMIT = 2**31 - 1
+
+
+class Model:
+    """An ONNX model that passes edit through ``graph``.
+
+    Whatever graphsurgeon does not hold (metadata, documentation, functions, versions …) is carried along and is
+    there again in ``proto()`` and in the saved file.
+
+    Example::
+
+        model = Model.load("net.onnx")
+        model.graph.nodes[0].name = "stem"
+        model.save("renamed.onnx")
+    """
+
+    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, path: Path | None = None) -> None:
+        self.graph = graph
+        self.path = path
+        self._header = header
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Read a model and its external data.
+
+        Raises:
+            InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
+        """
+        path = Path(path)
+        try:
+            proto = onnx.load_model(path, load_external_data=True)
+        except FileNotFoundError as error:
+            if Path(str(error.filename)) == path or not path.exists():
+                raise InputError(f"{path}: no such file; give the path of an .onnx model") from None
+            raise InputError(f"{path}: its external data {error.filename} is missing") from None
+        except IsADirectoryError:
+            raise InputError(f"{path}: is a folder; give the path of an .onnx model") from None
+        except PermissionError:
+            raise InputError(f"{path}: may not be read; check its permissions") from None
+        except DecodeError:
+            raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
+        except (onnx.checker.ValidationError, ValueError) as error:
+            raise InputError(f"{path}: its external data cannot be used: {one_line(error)}") from None
+        if not proto.graph.node and not proto.graph.output:
+            raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
+        return cls._adopt(proto, path)
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto) -> Model:
+        """A model of a copy of ``proto``, whose weights must be in it."""
+        copied = onnx.ModelProto()
+        copied.CopyFrom(proto)
+        return cls._adopt(copied, None)
+
+    @classmethod
+    def _adopt(cls, proto: onnx.ModelProto, path: Path | None) -> Model:
+        try:
+            graph, header = codec.import_model(proto)
+        except Exception as error:  # graphsurgeon raises whatever its parser stumbles over
+            raise InputError(f"{path or 'the model'}: cannot be read as a graph: {one_line(error)}") from error
+        return cls(graph, header, path)
+
+    def proto(self) -> onnx.ModelProto:
+        """The model as it stands now, as a new protobuf message with its weights in it."""
+        return codec.export_model(self.graph, self._header)
+
+    def serialize(self) -> bytes:
+        """The bytes of the file that ``save`` writes.
+
+        Raises:
+            InputError: the model is over the 2 GB that one protobuf message can hold.
+        """
+        proto = self.proto()
+        try:
+            return proto.SerializeToString(deterministic=True)
+        except (EncodeError, ValueError):
+            raise InputError(
+                f"{self.path or 'the model'}: is over the 2 GB that one ONNX file can hold; "
+                "models this large are not supported yet"
+            ) from None
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the model to ``path`` whole or not at all; returns its size in bytes.
+
+        Raises:
+            InputError: the folder is missing or may not be written, or the disk is full.
+        """
+        data = self.serialize()
+        write_atomic(Path(path), data)
+        return len(data)
+
+    def checkpoint(self) -> GraphState:
+        """The state of the graph; its ``restore()`` undoes every edit made since, in place."""
+        return GraphState(self.graph)
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operator set."""
+        return int(self.graph.opset)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's metadata properties."""
+        return {entry.key: entry.value for entry in self._header.metadata_props}
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message as part of a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write through a temporary file in the same folder, so that ``path`` is old or new and never half.
+
+    Raises:
+        InputError: the folder is missing or may not be written, or the disk is full.
+    """
+    temporary: str | None = None
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; give the name of a file to write")
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, _permissions(path))
+        os.replace(temporary, path)
+        temporary = None
+    except FileNotFoundError:
+        raise InputError(f"{path}: its folder {path.parent} does not exist; create it first") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _permissions(path: Path) -> int:
+    """Those of the file that is replaced, else what the process gives new files (mkstemp gives 0600)."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
