@@ -79,9 +79,9 @@ def _name_folded_weights(model: onnx.ModelProto) -> None:
     renamed: dict[str, str] = {}
     for node in model.graph.node:
         scopes = node.name.strip("/").split("/")[:-1]
-        # A scope repeats the path of its container: layer1/layer1.0/conv1 is module layer1.0.conv1.
-        start = max((i for i, scope in enumerate(scopes) if "." in scope), default=0)
-        module = ".".join(scopes[start:])
+        # A container comes before its member, layer1/layer1.0/conv1, and only the member is in the path.
+        pairs = zip(scopes, [*scopes[1:], ""], strict=False)
+        module = ".".join(scope for scope, following in pairs if not following.startswith(scope + "."))
         for name, role in zip(node.input[1:], ("weight", "bias"), strict=False):
             if name.startswith("onnx::"):
                 renamed.setdefault(name, f"{module}.{role}")
