@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch.nn import functional
 
 from zoo import fashion
+from zoo.evaluate import first_output, run_model
 from zoo.export import export_pair, set_metadata
 from zoo.packages import Packages, cache_root
 from zoo.resnet import FashionResNet
@@ -60,20 +60,13 @@ def train(images: torch.Tensor, labels: torch.Tensor, epochs: int, batch: int = 
     return network.eval()
 
 
-def run_onnx(path: Path, images: np.ndarray, batch: int = 500) -> np.ndarray:
-    """Return the logits that ONNX Runtime computes for the images."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    parts = [session.run(["logits"], {"image": images[i : i + batch]})[0] for i in range(0, len(images), batch)]
-    return np.concatenate(parts)
-
-
 def export(network: FashionResNet, packages: Packages, folder: Path) -> None:
     """Write both ONNX variants, check them on the 10,000 test images and record the accuracy in them."""
     images, labels = fashion.load(packages, "t10k")
     folded, kept = folder / "fashion_resnet.onnx", folder / "fashion_resnet_bn.onnx"
     network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     export_pair(network, torch.zeros(2, 1, 28, 28), ("image", "logits"), folded, kept)
-    logits = {path: run_onnx(path, images) for path in (folded, kept)}
+    logits = {path: first_output(run_model(path, {"image": images})) for path in (folded, kept)}
     difference = float(np.abs(logits[folded] - logits[kept]).max())
     if difference > 1e-3:
         raise SystemExit(f"the two variants disagree by {difference:.2e}; nothing is recorded")

@@ -42,6 +42,7 @@ def export(
             dynamo=False,
         )
     model = onnx.load_from_string(stream.getvalue())
+    _restore_equal_weights(model)
     _name_folded_weights(model)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -72,6 +73,17 @@ def set_metadata(path: Path, **entries: str) -> None:
     model = onnx.load(path)
     onnx.helper.set_model_props(model, entries)
     save(model, path)
+
+
+def _restore_equal_weights(model: onnx.ModelProto) -> None:
+    """Give every parameter its own initializer again; the exporter stores equal ones once, behind Identity."""
+    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
+    aliases = [node for node in model.graph.node if node.op_type == "Identity" and node.input[0] in initializers]
+    for node in aliases:
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(initializers[node.input[0]])
+        copy.name = node.output[0]
+        model.graph.node.remove(node)
 
 
 def _name_folded_weights(model: onnx.ModelProto) -> None:

