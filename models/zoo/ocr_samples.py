@@ -10,6 +10,8 @@ LINE_WIDTH = 320
 TURN_WIDTH = 192
 PAGE_SIDE = 320
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
 
 def reading_samples(source: TextSource, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 [count, 3, 48, 320] and the texts; each line fits without being squeezed."""
@@ -48,7 +50,7 @@ def turn_samples(source: TextSource, count: int, seed: int) -> tuple[np.ndarray,
 
 def page_samples(
     source: TextSource, backgrounds: np.ndarray, seed: int
-) -> tuple[np.ndarray, list[list[tuple[int, int, int, int]]]]:
+) -> tuple[np.ndarray, list[list[Box]]]:
     """Return float32 [count, 3, 320, 320] and the boxes of the text lines of each page.
 
     Half of the pages are plain paper, the others are photographs from ``backgrounds`` with a label on them.
@@ -64,7 +66,7 @@ def page_samples(
 
 def _draw_page(
     background: np.ndarray, source: TextSource, rng: np.random.Generator
-) -> tuple[Image.Image, list[tuple[int, int, int, int]]]:
+) -> tuple[Image.Image, list[Box]]:
     paper, ink = random_colours(rng)
     plain = rng.random() < 0.5
     page = Image.new("RGB", (PAGE_SIDE, PAGE_SIDE), paper) if plain else Image.fromarray(background)
