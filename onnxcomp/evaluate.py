@@ -19,6 +19,7 @@ from onnxcomp.sources import load_function
 
 __all__ = [
     "Evaluation",
+    "Evaluator",
     "Fidelity",
     "FidelitySums",
     "Metric",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+_KEPT_BYTES = 64 * 2**20  # of a reference's outputs
+
 Runnable: TypeAlias = "Model | ort.InferenceSession"
 
 
@@ -114,40 +117,81 @@ class Evaluation:
         return {**asdict(self), "drop": self.drop}
 
 
-def compare(
-    reference: Runnable, candidate: Runnable, dataset: Dataset, metric: Metric | None = None
-) -> Evaluation:
-    """Run both models on every sample, side by side, and measure the candidate.
+class Evaluator:
+    """Judges candidates against one reference on the same samples.
 
-    Outputs are dropped batch by batch, unless the metric needs them all.
+    The reference's outputs are kept for the next candidate when they are small, else computed again each time;
+    a candidate's are dropped batch by batch, unless the metric needs them all.
 
     Args:
         reference: the original.
-        candidate: the compressed model.
         dataset: samples that were not calibrated on, ideally.
         metric: None for ``default_metric``.
+    """
+
+    def __init__(self, reference: Runnable, dataset: Dataset, metric: Metric | None = None) -> None:
+        self._session = _session(reference)
+        self._dataset = dataset
+        self._metric = metric
+        self._reference: list[dict[str, Any]] = []  # empty until known, or when large
+        self._original: float | None = None
+
+    def evaluate(self, candidate: Runnable) -> Evaluation:
+        """Run the candidate on every sample and measure it.
+
+        Raises:
+            InputError: a model does not run on the data, or the metric lacks labels or fails.
+            VerificationError: outputs are missing or of another shape.
+        """
+        metric = self.metric
+        sums = FidelitySums()
+        kept: list[tuple[Outputs, Outputs]] = []
+        for pair in zip(self._reference_outputs(), outputs(candidate, self._dataset), strict=True):
+            sums.update(*pair)
+            if metric.of_outputs is not None:
+                kept.append(pair)
+        fidelity = sums.result()
+        if metric.of_fidelity is not None:
+            original, compressed = metric.perfect, metric.of_fidelity(fidelity)
+        else:
+            if self._original is None:
+                self._original = _apply(metric, [pair[0] for pair in kept], self._dataset)
+            original, compressed = self._original, _apply(metric, [pair[1] for pair in kept], self._dataset)
+        samples = len(self._dataset)
+        return Evaluation(metric.name, original, compressed, metric.higher_is_better, fidelity, samples)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric given, or the default for this model and these labels."""
+        if self._metric is None:
+            self._metric = default_metric(next(self._reference_outputs()), self._dataset.labels)
+        return self._metric
+
+    def _reference_outputs(self) -> Iterator[dict[str, Any]]:
+        if self._reference:
+            yield from self._reference
+            return
+        kept: list[dict[str, Any]] = []
+        size = 0
+        for values in outputs(self._session, self._dataset):
+            size += sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
+            if size <= _KEPT_BYTES:
+                kept.append(values)
+            yield values
+        if size <= _KEPT_BYTES:
+            self._reference = kept
+
+
+def compare(
+    reference: Runnable, candidate: Runnable, dataset: Dataset, metric: Metric | None = None
+) -> Evaluation:
+    """Run both models on every sample, side by side, and measure the candidate (see ``Evaluator``).
 
     Raises:
         InputError: a model does not run on the data, or the metric lacks labels or fails.
         VerificationError: outputs are missing or of another shape.
     """
-    sessions = _session(reference), _session(candidate)
-    sums = FidelitySums()
-    kept: tuple[list[Outputs], list[Outputs]] = ([], [])
-    for feeds in dataset.feeds():
-        pair = [runtime.run(session, feeds) for session in sessions]
-        sums.update(*pair)
-        metric = metric or default_metric(pair[0], dataset.labels)
-        if metric.of_outputs is not None:
-            for side, values in zip(kept, pair, strict=True):
-                side.append(values)
-    assert metric is not None  # a dataset has a sample at least
-    result = sums.result()
-    if metric.of_fidelity is not None:
-        original, compressed = metric.perfect, metric.of_fidelity(result)
-    else:
-        original, compressed = (_apply(metric, side, dataset) for side in kept)
-    return Evaluation(metric.name, original, compressed, metric.higher_is_better, result, len(dataset))
+    return Evaluator(reference, dataset, metric).evaluate(candidate)
 
 
 def metric_named(name: str) -> Metric:

@@ -19,9 +19,9 @@ __all__ = ["Gram", "Layout", "MatMulLayout", "PatchLayout", "layout_of"]
 
 Array = np.ndarray[Any, Any]
 
-# How many columns are enough: H of d inputs from 4·d of them; small layers get more, for they are cheap.
-COLUMNS_PER_INPUT = 4
-LEAST_COLUMNS = 16384
+# How many columns are enough: H of d inputs from 8·d of them; small layers get more, for they are cheap.
+COLUMNS_PER_INPUT = 8
+LEAST_COLUMNS = 8192
 CHUNK_VALUES = 4 * 2**20  # of X that exist at once
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -151,7 +151,7 @@ class Gram:
 
     Attributes:
         layout: how the layer reads its input.
-        columns: about how many columns to use in all; None for 4·d and at least 16384, 0 for all.
+        columns: about how many columns to use in all; None for 8·d and at least 8192, 0 for all.
         count: columns used.
         matrix: shape (groups, d, d), float64; the sum over the columns, not their mean.
     """
