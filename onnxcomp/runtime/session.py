@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,18 +87,36 @@ def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None
 
 
 def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """The model with these tensors of its main graph as its only outputs; shares nothing with ``proto``.
+    """The model with these tensors of its main graph as its only outputs, less the nodes they do not need.
 
-    ONNX Runtime infers their types itself and keeps their values through its own optimizations.
+    ONNX Runtime infers their types itself and keeps their values through its own optimizations. Nodes that
+    lead to no output it would run all the same. The result shares nothing with ``proto``.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
-    typed = {value.name: value for value in changed.graph.output}
+    graph = changed.graph
+    typed = {value.name: value for value in graph.output}
     outputs = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names)]
     kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
-    del changed.graph.output[:]
-    changed.graph.output.extend(kept)
+    del graph.output[:]
+    graph.output.extend(kept)
+    needed = {value.name for value in kept}
+    for index in reversed(range(len(graph.node))):  # nodes are sorted, so their readers have been seen
+        if needed.intersection(graph.node[index].output):
+            needed.update(_reads(graph.node[index]))
+        else:
+            del graph.node[index]
     return changed
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node and its bodies read; some may be the bodies' own."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (output.name for output in body.output)
+            for nested in body.node:
+                yield from _reads(nested)
 
 
 def all_cores() -> int:
