@@ -85,7 +85,8 @@ class Dataset:
         """
         inputs = None if model is None else model_inputs(model)
         columns: dict[str, Column] = {key: np.asarray(value) for key, value in arrays.items()}
-        return cls._of(ArraySource("arrays", columns, labels, inputs), model)
+        given = None if labels is None else np.asarray(labels)
+        return cls._of(ArraySource("arrays", columns, given, inputs), model)
 
     @classmethod
     def from_feeds(cls, feeds: Sequence[Mapping[str, Array]], labels: Sequence[Any] | None = None) -> Dataset:

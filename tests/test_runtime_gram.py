@@ -20,7 +20,9 @@ from onnxcomp.runtime.gram import Gram
 from onnxcomp.runtime.layouts import layout_of
 
 
-def one_layer(op: str, weight: np.ndarray, attributes: dict[str, Any], rank: int) -> tuple[Model, WeightedLayer]:
+def one_layer(
+    op: str, weight: np.ndarray, attributes: dict[str, Any], rank: int
+) -> tuple[Model, WeightedLayer]:
     node = helper.make_node(op, ["x", "w"], ["y"], name="layer", **attributes)
     dims = [None] * rank
     graph = helper.make_graph(
@@ -45,7 +47,9 @@ def columns(layer: WeightedLayer, x: np.ndarray) -> np.ndarray:
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, transposed: bool = False) -> tuple[np.ndarray, dict[str, Any], tuple[int, ...]]:
+def convolutions(
+    draw: st.DrawFn, transposed: bool = False
+) -> tuple[np.ndarray, dict[str, Any], tuple[int, ...]]:
     """Weight, attributes and shape of the input of a convolution over 1, 2 or 3 axes."""
     rank = draw(st.integers(1, 3))
     extent = st.integers(1, 3)
@@ -56,7 +60,9 @@ def convolutions(draw: st.DrawFn, transposed: bool = False) -> tuple[np.ndarray,
     if auto_pad == "NOTSET":
         attributes["pads"] = [draw(st.integers(0, k - 1)) for k in (*kernel, *kernel)]
     else:
-        assume(transposed or dilations == (1,) * rank or auto_pad == "VALID")  # ORT refuses SAME with dilations
+        assume(
+            transposed or dilations == (1,) * rank or auto_pad == "VALID"
+        )  # ORT refuses SAME with dilations
         attributes["auto_pad"] = auto_pad
     if transposed and auto_pad == "NOTSET":
         attributes["output_padding"] = [draw(st.integers(0, stride - 1)) for stride in strides]
@@ -67,7 +73,9 @@ def convolutions(draw: st.DrawFn, transposed: bool = False) -> tuple[np.ndarray,
     return weight, attributes, (draw(st.integers(1, 2)), groups * ins, *spatial)
 
 
-def check_against_runtime(op: str, weight: np.ndarray, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
+def check_against_runtime(
+    op: str, weight: np.ndarray, attributes: dict[str, Any], shape: tuple[int, ...]
+) -> None:
     model, layer = one_layer(op, weight, attributes, len(shape))
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     try:
@@ -76,7 +84,9 @@ def check_against_runtime(op: str, weight: np.ndarray, attributes: dict[str, Any
         assume(False)  # the input is smaller than the kernel
     product = layer.matrix() @ columns(layer, x)  # (groups, outs, n · positions)
     batch, channels, *sizes = y.shape
-    expected = y.reshape(batch, layer.groups, channels // layer.groups, math.prod(sizes)).transpose(1, 2, 0, 3)
+    expected = y.reshape(batch, layer.groups, channels // layer.groups, math.prod(sizes)).transpose(
+        1, 2, 0, 3
+    )
     np.testing.assert_allclose(product.reshape(expected.shape), expected, atol=1e-4)
 
 

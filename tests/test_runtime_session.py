@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def convolution(dims: Dims | None = None) -> onnx.ModelProto:
 
 
 def branches() -> onnx.ModelProto:
-    """An If whose bodies read ``a`` of the main graph, a Split with an unused output, a sequence, dead nodes."""
+    """An If whose bodies read ``a`` of the main graph, a sequence, an output without a name, a dead node."""
     bodies = {}
     for name, op in (("then_branch", "Relu"), ("else_branch", "Neg")):
         nodes = [helper.make_node(op, ["a"], [f"{name}_out"])]
@@ -78,10 +79,12 @@ def test_outputs_may_be_chosen() -> None:
     assert list(session.run(session.create(model), {"x": x}, ["a"])) == ["a"]
 
 
-def test_what_the_runtime_refuses_is_one_sentence_and_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_runtime_refuses_is_one_sentence_and_nothing_on_stderr(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     proto = convolution()
     proto.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(InputError, match="ONNX Runtime cannot load it: .*NoSuchOperator") as caught:
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot load it: .*NoSuchOperator") as caught:
         session.create(proto)
     assert "\n" not in str(caught.value)
     assert "ONNXRuntimeError" not in str(caught.value)
@@ -169,7 +172,7 @@ def test_made_up_feeds_suit_a_text_encoder() -> None:
 def test_a_model_that_no_made_up_feed_runs_asks_for_data() -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     proto = build(nodes, {"x": (FLOAT, ["n", "k"])}, ["y"], {"w": np.ones((777, 2), np.float32)})
-    with pytest.raises(InputError, match="does not run on inputs made up for it .*give data with --data"):
+    with pytest.raises(InputError, match=r"does not run on inputs made up for it .*give data with --data"):
         feeds.synthetic(Model.from_proto(proto))
 
 
@@ -185,7 +188,7 @@ def test_an_input_that_is_no_tensor_is_refused() -> None:
 
 def matmuls(count: int) -> bytes:
     names = ["x", *(f"t{index}" for index in range(count - 1)), "y"]
-    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in zip(names[:-1], names[1:], strict=True)]
+    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names)]
     weights = {"w": np.eye(256, dtype=np.float32)}
     return build(nodes, {"x": (FLOAT, [64, 256])}, ["y"], weights).SerializeToString()
 

@@ -111,7 +111,7 @@ class TransposedPatchLayout:
     """A transposed convolution, as the convolution of its input with zeros between the values.
 
     Attributes:
-        pads: begin of every axis, then end of every axis; of no account beside ``auto_pad`` or ``output_shape``.
+        pads: begin of every axis, then end of every axis; ``auto_pad`` and ``output_shape`` overrule it.
         output_padding: more outputs at the end of each axis.
         output_shape: sizes of the spatial axes of the output, or None.
     """
