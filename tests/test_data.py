@@ -328,7 +328,7 @@ def test_functions_that_do_not_fit_are_refused(module: str, name: str, message: 
         Dataset.open(f"{module}:{name}", vision())
 
 
-def test_modules_and_files_that_cannot_be_imported_are_refused(module: str) -> None:
+def test_modules_and_files_that_cannot_be_imported_are_refused() -> None:
     with pytest.raises(InputError, match=r"cannot import no_such_module \(ModuleNotFoundError"):
         Dataset.open("no_such_module:feeds", vision())
     with pytest.raises(InputError, match=r"there is no file no_such.py"):

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import onnx
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -73,9 +72,7 @@ def test_observed_values_are_those_of_the_graph_as_written() -> None:
     assert all(collected.expected == len(collected.arrays) == 3 for collected in seen.values())
 
 
-def test_tensors_over_the_memory_limit_are_observed_in_several_passes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_tensors_over_the_memory_limit_are_observed_in_several_passes() -> None:
     model = network()
     x = rng.standard_normal((40, 2, 8, 8)).astype(np.float32)
     data = Dataset.from_arrays({"x": x}, model=model)
