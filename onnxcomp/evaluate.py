@@ -109,7 +109,10 @@ class Evaluation:
 
     @property
     def drop(self) -> float:
-        """How much worse the compressed model is, in the metric's own unit; negative when it is better."""
+        """How much worse the compressed model is, in the metric's own unit; negative when it is better.
+
+        Against sqnr it is infinite unless the outputs are equal: a budget needs another metric.
+        """
         change = self.metric_original - self.metric_compressed
         return change if self.higher_is_better else -change
 
@@ -165,7 +168,7 @@ class Evaluator:
     def metric(self) -> Metric:
         """The metric given, or the default for this model and these labels."""
         if self._metric is None:
-            self._metric = default_metric(next(self._reference_outputs()), self._dataset.labels)
+            self._metric = default_metric(self._reference_outputs(), self._dataset.labels)
         return self._metric
 
     def _reference_outputs(self) -> Iterator[dict[str, Any]]:
@@ -213,21 +216,29 @@ def metric_named(name: str) -> Metric:
     raise UsageError(f"unknown metric {name!r}; the metrics are {', '.join(_METRICS)} and module:function")
 
 
-def default_metric(sample_outputs: Outputs, labels: Array | None) -> Metric:
-    """top1 where the labels can be classes of the first output, else cosine.
+def default_metric(reference: Iterable[Outputs], labels: Array | None) -> Metric:
+    """top1 where the labels are the classes of the first output, else cosine.
 
-    That is: the labels are a row of integers, and the first output is (N, C) with C above every label.
+    That is: the labels are a row of integers, the first output is (N, C) with C above every label, and its
+    largest score names the label at least as often as always naming the commonest label would (of an embedding,
+    it does not).
+
+    Args:
+        reference: the original's outputs for each feed.
+        labels: of all samples.
     """
-    first = next(iter(sample_outputs.values()), None)
-    classes = first.shape[-1] if isinstance(first, np.ndarray) and first.ndim == 2 else 0
-    if (
-        labels is not None
-        and labels.ndim == 1
-        and labels.dtype.kind in "iu"
-        and classes > labels.max(initial=0)
-    ):
-        return _METRICS["top1"]
-    return _METRICS["cosine"]
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return _METRICS["cosine"]
+    named: list[Array] = []
+    for values in reference:
+        scores = next(iter(values.values()), None)
+        if not isinstance(scores, np.ndarray) or scores.ndim != 2 or scores.shape[1] <= labels.max():
+            return _METRICS["cosine"]
+        named.append(scores.argmax(axis=1))
+    hits = np.concatenate(named)
+    commonest = np.unique(labels, return_counts=True)[1].max()
+    right = len(hits) == len(labels) and np.count_nonzero(hits == labels) >= commonest
+    return _METRICS["top1" if right else "cosine"]
 
 
 def _apply(metric: Metric, batches: list[dict[str, Any]], dataset: Dataset) -> float:

@@ -352,9 +352,15 @@ def test_a_split_is_a_partition_spread_over_the_order(count: int, fraction: floa
     together = np.concatenate([kept.labels, held.labels])
     np.testing.assert_array_equal(np.sort(together), np.arange(count))
     np.testing.assert_array_equal(joined(held, "x")[:, 0], held.labels)
-    steps = np.diff(held.labels)
-    assert steps.size == 0 or steps.max() - steps.min() <= 1
+    starts = np.arange(len(held)) * count // len(held)
+    assert (np.searchsorted(starts, held.labels, "right") - 1).tolist() == list(range(len(held)))
     np.testing.assert_array_equal(data.split(fraction)[1].labels, held.labels)
+
+
+def test_a_split_of_data_that_repeats_its_classes_in_turn_holds_out_all_of_them() -> None:
+    labels = np.arange(1000) % 10
+    _, held = Dataset.from_arrays({"x": np.zeros((1000, 1), np.float32)}, labels).split(0.9)
+    assert np.bincount(held.labels, minlength=10).min() >= 7
 
 
 def test_a_description_tells_contents_apart(tmp_path: Path) -> None:

@@ -117,11 +117,20 @@ def test_top1_is_the_default_where_labels_are_classes_and_both_models_are_measur
 
 
 def test_cosine_is_the_default_elsewhere() -> None:
-    scores = {"y": np.zeros((2, 4))}
-    for labels in (None, np.array([0, 4]), np.array([0.5, 1.0]), np.zeros((2, 2), int), np.array(["a", "b"])):
-        assert default_metric(scores, labels).name == "cosine"
-    assert default_metric({"y": np.zeros((2, 4, 4))}, np.array([0, 1])).name == "cosine"
+    scores = [{"y": np.eye(4)[:1]}, {"y": np.eye(4)[3:]}]
     assert default_metric(scores, np.array([0, 3])).name == "top1"
+    for labels in (None, np.array([0, 4]), np.array([0.0, 3.0]), np.zeros((2, 2), int), np.array(["a", "b"])):
+        assert default_metric(scores, labels).name == "cosine"
+    assert default_metric([{"y": np.zeros((2, 4, 4))}], np.array([0, 1])).name == "cosine"
+
+
+def test_labels_that_are_not_what_the_output_scores_make_no_top1() -> None:
+    """An embedding beside binary labels: its largest coordinate is no class."""
+    embedding, labels = rng.standard_normal((50, 384)), np.arange(50) % 2
+    assert default_metric([{"y": embedding}], labels).name == "cosine"
+
+
+def test_cosine_compares_with_a_perfect_original() -> None:
     result = compare(linear(WEIGHT), linear(NOISY), Dataset.from_arrays({"x": X}, model=linear(WEIGHT)))
     assert (result.metric, result.metric_original) == ("cosine", 1.0)
     assert result.metric_compressed == result.fidelity.cosine

@@ -42,20 +42,7 @@ def create(
     Raises:
         InputError: ONNX Runtime refuses the model; the message holds its reason.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.intra_op_num_threads = threads or all_cores()
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    if threads == 0:
-        # Threads that spin while they wait take the cores from NumPy between runs. The arena keeps what the
-        # largest run needed, and doubles what it asks for.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_cpu_mem_arena = False
-    for key, value in (config or {}).items():
-        options.add_session_config_entry(key, value)
+    options = _options(threads, optimize, config or {})
     path = model.path if isinstance(model, Model) else None
     try:
         return ort.InferenceSession(_bytes_of(model), options, providers=list(providers))
@@ -132,6 +119,24 @@ def reason(error: BaseException) -> str:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"\S*/onnxruntime/\S+ (?:\S+::)?\S+\(.*?\) ", "", text)
     return text.removesuffix(".")
+
+
+def _options(threads: int, optimize: bool, config: Mapping[str, str]) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads or all_cores()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if threads == 0:
+        # Threads that spin while they wait take the cores from NumPy between runs. The arena keeps what the
+        # largest run needed, and doubles what it asks for.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    return options
 
 
 def _bytes_of(model: Model | onnx.ModelProto | bytes) -> bytes:
