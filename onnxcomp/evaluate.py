@@ -220,8 +220,8 @@ def default_metric(reference: Iterable[Outputs], labels: Array | None) -> Metric
     """top1 where the labels are the classes of the first output, else cosine.
 
     That is: the labels are a row of integers, the first output is (N, C) with C above every label, and its
-    largest score names the label at least as often as always naming the commonest label would (of an embedding,
-    it does not).
+    largest score names the label at least as often as always naming the commonest label would (of an
+    embedding, it does not).
 
     Args:
         reference: the original's outputs for each feed.

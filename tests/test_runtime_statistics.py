@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import onnx
@@ -91,6 +92,30 @@ def test_tensors_over_the_memory_limit_are_observed_in_several_passes() -> None:
     assert passes == [("calibrating", 2), *((f"calibrating ({part} of 3)", 2) for part in (1, 2, 3))]
     for name, values in at_once.items():
         np.testing.assert_allclose(values, one_by_one[name], atol=1e-4)  # fused or not
+
+
+class Forgetful:
+    """Fails when the values of the batch before are still alive."""
+
+    def __init__(self) -> None:
+        self.last: weakref.ref[np.ndarray] | None = None
+        self.updates = 0
+
+    def expect(self, updates: int) -> None:
+        pass
+
+    def update(self, array: np.ndarray) -> None:
+        assert self.last is None or self.last() is None
+        self.last = weakref.ref(array)
+        self.updates += 1
+
+
+def test_values_are_dropped_batch_by_batch() -> None:
+    model = network()
+    data = Dataset.from_arrays({"x": np.zeros((160, 2, 8, 8), np.float32)}, model=model)
+    seen = {name: Forgetful() for name in ("conv", "norm", "relu")}
+    observe(model, data, {name: [accumulator] for name, accumulator in seen.items()})
+    assert [accumulator.updates for accumulator in seen.values()] == [5, 5, 5]
 
 
 def test_nothing_wanted_runs_nothing() -> None:
