@@ -57,6 +57,7 @@ class Fold(Pass):
         for _ in ctx.progress(range(_ROUNDS), "folding"):
             new = lift_constants(graph)
             lifted.update(map(id, new))
+            graph.cleanup()
             types = infer_types(model)
             changes = remove_noops(graph, types) + fold_static_shapes(graph, types)
             results = evaluate_constants(graph, model.opset)

@@ -241,14 +241,14 @@ def test_stale_shapes_of_inner_tensors_are_not_believed() -> None:
     model = build("""
         g (float[N, 4] x) => (int64[2] y) {
             h = Relu(x)
-            y = Shape(h)
+            s = Shape(h)
+            y = Neg(s)
         }""")
     proto = model.proto()
     proto.graph.value_info.append(onnx.helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, [1, 4]))
     model = Model.from_proto(proto)
     fold(model)
-    output = session.run(session.create(model), {"x": np.ones((7, 4), np.float32)})
-    np.testing.assert_array_equal(output["y"], [7, 4])
+    assert "s = Shape(h)" in text(model)
 
 
 # -- rule 4: affine maps -----------------------------------------------------------------------------------
@@ -299,9 +299,9 @@ def test_batch_normalization_moves_into_the_convolution() -> None:
         ),
         # a constant minus the result
         (
-            """g (float[N, 4, 3, 3] x) => (float[N, 6, 1, 1] y) {
+            """g (float[N, 4, 8, 8] x) => (float[N, 6, 6, 6] y) {
                 c = Conv(x, w, b)
-                y = Sub(b, c) }""",
+                y = Sub(scale, c) }""",
             "nothing to fold",
         ),
     ],
@@ -309,9 +309,8 @@ def test_batch_normalization_moves_into_the_convolution() -> None:
 def test_affine_maps_that_must_stay(body: str, reason: str) -> None:
     rng = np.random.default_rng(2)
     arrays = conv_arrays(rng)
-    arrays["b"] = arrays["b"] if "Sub" not in body else np.ones(6, np.float32)
-    if "Mul" in body:
-        arrays["scale"] = rng.standard_normal((1, 1, 1, 6)).astype(np.float32)
+    if "BatchNormalization" not in body:
+        arrays["scale"] = rng.standard_normal((6, 1, 1) if "Sub" in body else (1, 1, 1, 6)).astype(np.float32)
     model = build(body, arrays)
     before = text(model)
     decisions = fold(model)
