@@ -93,16 +93,15 @@ def _merge(node: gs.Node, outputs: set[int]) -> bool:
     source = node.inputs[0]
     if len(source.inputs) != 1 or sole_consumer(source, outputs) is not node:
         return False
-    first = source.inputs[0]
+    first: gs.Node = source.inputs[0]
     if first.op != node.op or first.domain not in _STANDARD or not first.inputs:
         return False
     if node.op == "Transpose" and "perm" in node.attrs and "perm" in first.attrs:
         node.attrs["perm"] = [first.attrs["perm"][axis] for axis in node.attrs["perm"]]
     elif node.op == "Reshape":
         target = value_of(node.inputs[1]) if len(node.inputs) > 1 else None
-        if (
-            target is None or not target.size or np.any(target == 0)
-        ):  # 0 copies a dimension of the tensor before
+        # A 0 copies a dimension of the tensor before, which is another one afterwards.
+        if target is None or not target.size or np.any(target == 0):
             return False
     else:
         return False
