@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.edit import Names
-from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.layers import WeightedLayer, layer_name
 from onnxcomp.linalg.int8 import Int8Weights
 
 __all__ = ["QdqWriter"]
@@ -35,6 +35,7 @@ class QdqWriter:
     def result(self, tensor: gs.Tensor, scale: float, zero_point: int) -> None:
         """Quantize what a node writes to ``tensor``: its readers, and the graph's, get the rounded values."""
         producer = tensor.inputs[0]
+        producer.name = layer_name(producer)  # the reports' name for it, which else changes with its output
         raw = self._variable(tensor.name + "_float")
         position = next(index for index, item in enumerate(producer.outputs) if item is tensor)
         producer.outputs[position] = raw
