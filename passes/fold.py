@@ -9,6 +9,8 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.context import Context
 from onnxcomp.graph.absorb import Absorbed, absorb_affine
+from onnxcomp.graph.absorb_input import absorb_input_affine
+from onnxcomp.graph.activations import recognize_hard_sigmoids
 from onnxcomp.graph.folding import evaluate_constants, fold_static_shapes, lift_constants
 from onnxcomp.graph.inferred import infer_types
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -39,10 +41,13 @@ class Fold(Pass):
     4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
        bias of the Conv, ConvTranspose or Gemm before them. Not when that layer's output is read elsewhere or
        is a graph output, when its weight is shared or in half precision, or after a MatMul.
+       Mul by one constant, or one per channel, moves into the layers behind it in the same way, and so does
+       Add into a Conv without padding; between a Mul and a padded Conv the Add stays and is divided.
     5. ``Identity``, ``Dropout`` at inference, a ``Cast`` to the same type, an identity ``Transpose`` and a
        ``Reshape`` to the same static shape go; consecutive Transposes and Reshapes become one. Names of graph
        outputs survive.
-    6. Nodes that no output depends on go; graph inputs stay.
+    6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
+    7. Nodes that no output depends on go; graph inputs stay.
     """
 
     name: ClassVar[str] = "fold"
@@ -60,9 +65,10 @@ class Fold(Pass):
             graph.cleanup()
             types = infer_types(model)
             changes = remove_noops(graph, types) + fold_static_shapes(graph, types)
+            changes += recognize_hard_sigmoids(graph)
             results = evaluate_constants(graph, model.opset)
             computed.update(map(id, results))
-            found = absorb_affine(model)
+            found = absorb_affine(model) + absorb_input_affine(model)
             absorbed = [*(item for item in absorbed if not item.obstacle), *found]
             graph.cleanup()
             if not (changes or results or any(not item.obstacle for item in found)):

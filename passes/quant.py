@@ -13,6 +13,7 @@ from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.evaluate import Evaluator, metric_named
+from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
@@ -105,6 +106,7 @@ class Quant(Pass):
             ctx.require_data()
         before = len(model.serialize())
         upgrade_opset(model, OPSET)
+        split_hard_swishes(model.graph)
         _Quantization(self, model, ctx, layers).run()
         if layers and len(model.serialize()) >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
@@ -200,7 +202,7 @@ class _Quantization:
             for layer in (*division.static, *division.dynamic)
         }
         assert self.data is not None
-        names = [tensor.name for tensor in plan.tensors]
+        names = [tensor.name for tensor in plan.tensors if id(tensor) not in plan.gates]
         return calibrate(self.model, self.data, names, axes, self.ctx.progress)
 
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------

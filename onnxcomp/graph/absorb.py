@@ -18,7 +18,7 @@ from onnxcomp.graph.edit import Names, detach, output_ids, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.model import Model
 
-__all__ = ["Absorbed", "absorb_affine"]
+__all__ = ["Absorbed", "absorb_affine", "bias_of", "obstacle", "per_channel", "set_bias"]
 
 Array = np.ndarray[Any, Any]
 
@@ -58,8 +58,8 @@ def absorb_affine(model: Model) -> list[Absorbed]:
             if affine is None:
                 break
             description = f"{follower.op} {layer_name(follower)}"
-            if obstacle := _obstacle(layer):
-                results.append(Absorbed(layer.node, description, obstacle))
+            if reason := obstacle(layer):
+                results.append(Absorbed(layer.node, description, reason))
                 break
             _apply(layer, *affine, names)
             result = follower.outputs[0]
@@ -69,7 +69,7 @@ def absorb_affine(model: Model) -> list[Absorbed]:
     return results
 
 
-def _obstacle(layer: WeightedLayer) -> str:
+def obstacle(layer: WeightedLayer) -> str:
     """Why nothing can be absorbed into this layer, or nothing."""
     if layer.quantized:
         return "the weight is quantized already"
@@ -95,7 +95,8 @@ def _affine(node: gs.Node, layer: WeightedLayer) -> tuple[Array, Array] | None:
     if position == 0 and node.op in ("Sub", "Div"):  # constant - x, constant / x
         return None
     value = value_of(node.inputs[position])
-    if value is None or (vector := _per_channel(value, layer, channels)) is None:
+    rank = 2 if layer.kind == "Gemm" else len(layer.shape)
+    if value is None or (vector := per_channel(value, rank, channels)) is None:
         return None
     ones, zeros = np.ones(channels), np.zeros(channels)
     if node.op == "Mul":
@@ -119,9 +120,13 @@ def _batch_normalization(node: gs.Node, layer: WeightedLayer, channels: int) -> 
     return (factor, shift - factor * mean) if np.all(np.isfinite(factor)) else None
 
 
-def _per_channel(value: Array, layer: WeightedLayer, channels: int) -> Array | None:
-    """The constant as one value per output channel, when it broadcasts over the layer's output like that."""
-    rank = 2 if layer.kind == "Gemm" else len(layer.shape)
+def per_channel(value: Array, rank: int, channels: int) -> Array | None:
+    """A constant as one value per channel, shape (channels,), when it broadcasts over (N, channels, ...)
+    like that.
+
+    Args:
+        rank: of what it is combined with.
+    """
     if value.ndim > rank or value.dtype.kind != "f":
         return None
     shape = (1,) * (rank - value.ndim) + value.shape
@@ -139,23 +144,30 @@ def _channels(layer: WeightedLayer) -> int:
 
 
 def _apply(layer: WeightedLayer, factor: Array, offset: Array, names: Names) -> None:
-    dtype = layer.array().dtype
     matrix = layer.matrix()
     layer.set_matrix(matrix * factor.reshape(matrix.shape[0], matrix.shape[1], 1))
-    beta = float(layer.node.attrs.pop("beta", 1.0)) if layer.kind == "Gemm" else 1.0
-    bias = (
-        np.zeros(len(factor)) if layer.bias is None else np.asarray(value_of(layer.bias), np.float64) * beta
-    )
-    folded = (bias * factor + offset).astype(dtype)
+    set_bias(layer, bias_of(layer, len(factor)) * factor + offset, names)
+
+
+def bias_of(layer: WeightedLayer, channels: int) -> Array:
+    """What a Conv, ConvTranspose or Gemm adds to each output channel, float64, shape (channels,)."""
+    if layer.bias is None:
+        return np.zeros(channels)
+    beta = float(layer.node.attrs.get("beta", 1.0)) if layer.kind == "Gemm" else 1.0
+    return np.broadcast_to(np.asarray(value_of(layer.bias), np.float64).reshape(-1) * beta, (channels,))
+
+
+def set_bias(layer: WeightedLayer, bias: Array, names: Names) -> None:
+    """Let the layer add ``bias``, shape (channels,), to its output channels."""
     inputs = layer.node.inputs
+    if layer.kind == "Gemm":
+        layer.node.attrs.pop("beta", None)
+    folded = bias.astype(layer.array().dtype)
     if layer.bias is not None and len(inputs[2].outputs) == 1:
         assign(inputs[2], folded)
-        return
-    if not np.any(folded) and layer.bias is None:
-        return
-    name = names.new(f"{layer_name(layer.node)}.bias")
-    constant = gs.Constant(name, folded)
-    if len(inputs) > 2:
-        inputs[2] = constant
-    else:
-        inputs.append(constant)
+    elif layer.bias is not None or np.any(folded):
+        constant = gs.Constant(names.new(f"{layer_name(layer.node)}.bias"), folded)
+        if len(inputs) > 2:
+            inputs[2] = constant
+        else:
+            inputs.append(constant)

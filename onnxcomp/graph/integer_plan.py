@@ -24,7 +24,12 @@ __all__ = ["IntegerPlan", "Site", "make_plan", "unsuitable"]
 # Values pass through unchanged, so both sides share one grid and the operator runs on integers.
 MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Resize"}
 # Integer kernels with a grid of their own for the result.
-COMPUTES = {"Add", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}
+COMPUTES = {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}
+# Those that may combine an activation with a constant, which is then held as integers too.
+COMBINES = {"Add", "Mul"}
+# Affine up to where it saturates: reading its input's integers on another grid is all it takes.
+GATE = "HardSigmoid"
+GATE_LEVELS = 255
 # ONNX Runtime drops these before QuantizeLinear when no level lies outside their limits.
 RECTIFIERS = {"Relu", "Clip"}
 _STANDARD = (None, "", "ai.onnx")
@@ -53,6 +58,7 @@ class IntegerPlan:
         sites: the layers.
         tensors: to be held as integers, in graph order.
         roots: by ``id`` of such a tensor, the one whose values tell its grid.
+        gates: by ``id`` of such a tensor, the HardSigmoid that computes it; its grid is 0, 1/255 … 1.
         fused: ``id`` of those tensors whose producer runs on integers: everybody reads them as such.
         readers: ``id`` of the nodes that read integers.
     """
@@ -60,12 +66,14 @@ class IntegerPlan:
     sites: list[Site]
     tensors: list[gs.Tensor] = field(default_factory=list)
     roots: dict[int, gs.Tensor] = field(default_factory=dict)
+    gates: dict[int, gs.Node] = field(default_factory=dict)
     fused: set[int] = field(default_factory=set)
     readers: set[int] = field(default_factory=set)
 
     def distinct_roots(self) -> list[gs.Tensor]:
-        """The tensors to observe."""
-        return list({id(root): root for root in (self.roots[id(tensor)] for tensor in self.tensors)}.values())
+        """The tensors whose values decide grids."""
+        roots = {id(root): root for root in (self.roots[id(tensor)] for tensor in self.tensors)}
+        return [root for key, root in roots.items() if key not in self.gates]
 
 
 def unsuitable(layer: WeightedLayer) -> str:
@@ -113,6 +121,8 @@ def make_plan(graph: gs.Graph, layers: Iterable[WeightedLayer]) -> IntegerPlan:
     for tensor in plan.tensors:
         plan.roots[id(tensor)] = tensor
         producer = reach.get(id(tensor))
+        if producer is not None and producer.op == GATE:
+            plan.gates[id(tensor)] = producer
         if producer is not None and producer.op in MOVES:
             plan.roots[id(tensor)] = plan.roots[id(producer.inputs[0])]
     return plan
@@ -143,7 +153,7 @@ def _needed(sites: Collection[Site], reach: dict[int, gs.Node]) -> list[gs.Tenso
             continue
         needed[id(tensor)] = tensor
         producer = reach.get(id(tensor))
-        if producer is not None and producer.op in (MOVES | COMPUTES):
+        if producer is not None and producer.op in (MOVES | COMPUTES | {GATE}):
             pending += _moving_inputs(producer)
     return list(needed.values())
 
@@ -174,6 +184,8 @@ def _is_rectifying_clip(node: gs.Node) -> bool:
 def _has_integer_kernel(node: gs.Node) -> bool:
     if node.domain not in _STANDARD or not node.inputs or not node.outputs:
         return False
+    if node.op == GATE:
+        return float(node.attrs.get("alpha", 0.2)) > 0 and 0 <= float(node.attrs.get("beta", 0.5)) <= 1
     if node.op in COMPUTES:
         return True
     if node.op not in MOVES or len(node.outputs) > 1:
@@ -184,8 +196,12 @@ def _has_integer_kernel(node: gs.Node) -> bool:
 
 
 def _moving_inputs(node: gs.Node) -> list[gs.Tensor]:
-    """The inputs that carry activations: the first of an operator that moves, else all."""
-    return [node.inputs[0]] if node.op in MOVES else list(node.inputs)
+    """The inputs that carry activations."""
+    if node.op in MOVES:
+        return [node.inputs[0]]
+    if node.op in COMBINES:
+        return [tensor for tensor in node.inputs if not is_constant(tensor)]
+    return list(node.inputs)
 
 
 def _position(tensor: gs.Tensor, order: dict[int, int]) -> int:

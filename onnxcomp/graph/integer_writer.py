@@ -10,9 +10,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.bias import shift_added_bias
-from onnxcomp.graph.constants import value_of
+from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.integer_plan import IntegerPlan, Site
+from onnxcomp.graph.integer_plan import COMBINES, GATE_LEVELS, IntegerPlan, Site
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.graph.qdq import QdqWriter
 from onnxcomp.linalg.int8 import Int8Weights, least_scales, quantize_bias, quantize_weights
@@ -61,16 +61,23 @@ def write_plan(
     outputs = output_ids(graph)
     written = {}
     for site in plan.sites:
-        scale = grids[plan.roots[id(site.source)].name][0]
+        scale = _grid_of(site.source, plan, grids)[0]
         written[site.layer.name] = _write_site(
             writer, site, scale, means.get(site.source.name), avoid_saturation, outputs
         )
     for tensor in plan.tensors:
-        grid = grids[plan.roots[id(tensor)].name]
-        if id(tensor) in plan.fused:
+        grid = _grid_of(tensor, plan, grids)
+        if id(tensor) in plan.gates:
+            writer.gate(plan.gates[id(tensor)])
+        elif id(tensor) in plan.fused:
             writer.result(tensor, *grid)
         else:
             writer.reading(tensor, *grid, plan.readers)
+    for node in graph.nodes:
+        if id(node) in plan.readers and node.op in COMBINES:
+            for index, tensor in enumerate(list(node.inputs)):
+                if is_constant(tensor):
+                    writer.operand(node, index)
     writer.finish()
     return written
 
@@ -89,6 +96,11 @@ def mean_output_error(layer: WeightedLayer, weights: Int8Weights, means: Array) 
     summed = error.reshape(groups, outs, per_input.shape[1], kernel).sum(axis=3)
     result: Array = np.einsum("goi,gi->go", summed, per_input).reshape(-1)
     return result
+
+
+def _grid_of(tensor: gs.Tensor, plan: IntegerPlan, grids: Mapping[str, Grid]) -> Grid:
+    root = plan.roots[id(tensor)]
+    return (1.0 / GATE_LEVELS, 0) if id(root) in plan.gates else grids[root.name]
 
 
 def _write_site(

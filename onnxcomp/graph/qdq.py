@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcomp.graph.edit import Names
+from onnxcomp.graph.constants import value_of
+from onnxcomp.graph.edit import Names, detach
+from onnxcomp.graph.integer_plan import GATE_LEVELS
 from onnxcomp.graph.layers import WeightedLayer, layer_name
 from onnxcomp.linalg.int8 import Int8Weights
+from onnxcomp.linalg.ranges import grid
 
 __all__ = ["QdqWriter"]
 
@@ -55,6 +58,30 @@ class QdqWriter:
         else:
             self._first += pair
 
+    def gate(self, node: gs.Node) -> None:
+        """Replace a HardSigmoid: clip(a · x + b, 0, 1) is what reading x on another grid of 0 … 255 gives."""
+        source, target = node.inputs[0], node.outputs[0]
+        slope, offset = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+        detach(node)
+        codes = gs.Variable(self._names.new(target.name + "_uint8"), np.dtype(np.uint8), _shape(target))
+        reading = self._grid(1.0 / (GATE_LEVELS * slope), int(np.rint(GATE_LEVELS * offset)))
+        meaning = self._grid(1.0 / GATE_LEVELS, 0)
+        self._after[id(node)] += [
+            self._node("QuantizeLinear", [source, *reading], codes),
+            self._node("DequantizeLinear", [codes, *meaning], target),
+        ]
+
+    def operand(self, node: gs.Node, index: int) -> None:
+        """Hold a constant operand as integers."""
+        value = np.asarray(value_of(node.inputs[index]), np.float32)
+        scale, zero_point = grid(float(value.min(initial=0)), float(value.max(initial=0)))
+        codes = np.clip(np.rint(value / np.float32(scale)) + zero_point, 0, 255).astype(np.uint8)
+        constant = gs.Constant(self._names.new(node.inputs[index].name + "_uint8"), codes)
+        real = self._variable(constant.name + "_float")
+        node.inputs[index] = real
+        inputs = [constant, *self._grid(scale, zero_point)]
+        self._before[id(node)].append(self._node("DequantizeLinear", inputs, real))
+
     def weight(self, layer: WeightedLayer, weights: Int8Weights) -> str:
         """Let the layer read these weights; returns the name of their constant."""
         shape = layer.shape
@@ -89,16 +116,18 @@ class QdqWriter:
 
     def _reads_activation(self, node: gs.Node, index: int) -> bool:
         """Operators that take shapes or indices beside the activation read those as they are."""
-        return index == 0 or node.op in ("Add", "Concat")
+        return index == 0 or node.op in ("Add", "Mul", "Concat")
 
     def _pair(self, source: gs.Tensor, target: gs.Tensor, scale: float, zero_point: int) -> list[gs.Node]:
-        step = self._constant("scale", np.float32(scale))
-        zero = self._constant("zero", np.uint8(zero_point))
+        step, zero = self._grid(scale, zero_point)
         codes = gs.Variable(self._names.new(target.name + "_uint8"), np.dtype(np.uint8), _shape(target))
         return [
             self._node("QuantizeLinear", [source, step, zero], codes),
             self._node("DequantizeLinear", [codes, step, zero], target),
         ]
+
+    def _grid(self, scale: float, zero_point: int) -> tuple[gs.Constant, gs.Constant]:
+        return self._constant("scale", np.float32(scale)), self._constant("zero", np.uint8(zero_point))
 
     def _dequantized(self, layer: WeightedLayer, codes: gs.Constant, scales: Array, axis: int) -> gs.Tensor:
         output = self._variable(codes.name + "_float")
