@@ -26,7 +26,7 @@ from onnxcomp.linalg import ranges
 from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage
-from onnxcomp.runtime import session
+from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
 
@@ -38,8 +38,10 @@ LEAST_SQNR_DB = 6.0
 # Layers whose damage is measured one by one, and samples to measure on.
 _SUSPECTS = 24
 _MEASURED_SAMPLES = 32
+# Integer kernels that make the model this much slower are not worth it.
+_LEAST_SPEED = 0.95
 # A weight smaller than this is not worth two nodes to restore it.
-_LEAST_STORED = 4096
+_LEAST_STORED = 512
 _METHODS: tuple[ranges.Method, ...] = ("mse", "percentile", "minmax")
 _QUANTIZED_OPS = {
     "QuantizeLinear",
@@ -71,6 +73,10 @@ class Quant(Pass):
     (seen with 1.32) may round its weights when it loads the model, with one scale for all; so kept layers
     are best neighbours.
 
+    Where the target is this machine and the model with integer kernels is measured to be slower than before,
+    its layers are stored instead: many small or depthwise convolutions spend more on conversions than they
+    save.
+
     The optimized graph is inspected: a layer for which no integer kernel appears goes back to float. So do
     the layers that hurt most, until the outputs' SQNR on calibration samples is above 6 dB.
 
@@ -92,7 +98,7 @@ class Quant(Pass):
     ranges: Literal["auto", "mse", "percentile", "minmax"] = Field(
         "auto", description="how activation ranges are chosen; auto: what gives the outputs the highest SQNR"
     )
-    samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 128
+    samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 64
     keep: tuple[str, ...] = Field((), description="names of layers to leave in float")
 
     def run(self, model: Model, ctx: Context) -> None:
@@ -155,8 +161,8 @@ class _Quantization:
             self.ctx.act(layer, "quantized", "a table of 8-bit rows, dequantized where they are picked")
         self._write_stored(writer, division.stored)
         writer.finish()
-        if division.static:
-            self._write_static(division.static)
+        if division.static and not self._write_static(division.static):
+            self._store_instead(division.static)
         kernels = self._kernels(dynamic)
         for layer in division.dynamic:
             reason = (
@@ -229,19 +235,49 @@ class _Quantization:
 
     # -- static form ---------------------------------------------------------------------------------------
 
-    def _write_static(self, layers: list[WeightedLayer]) -> None:
-        """Find the layers and the ranges that serve, leave the graph in that state, and log it."""
+    def _write_static(self, layers: list[WeightedLayer]) -> bool:
+        """Find the layers and the ranges that serve, leave the graph in that state, and log it.
+
+        Returns:
+            False, with the graph as it was, when that was measured to be slower.
+        """
         self.state = self.model.checkpoint()
+        logged, before = len(self.ctx.decisions), self.model.serialize()
         methods = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
         layers = self._drop_unfused(layers, methods[0])
         results = {method: self._sqnr(layers, method) for method in methods}
         method = max(methods, key=lambda item: results[item])
         layers = self._protect(layers, method, results[method])
         written = self._build(layers, method)
+        if self._is_slower(before):
+            self.state.restore()
+            del self.ctx.decisions[logged:]
+            return False
         kernels = self._kernels(written)
         for layer in layers:
             reason = f"8-bit weights and activations ({method} ranges); integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
+        return True
+
+    def _is_slower(self, before: bytes) -> bool:
+        """Whether the model now takes clearly longer than before, where that can be measured."""
+        target = self.ctx.target
+        if not target.is_host or self.data is None:
+            return False
+        after = self.model.serialize()
+        measured = latency.compare(before, after, self.data.sample(), target.threads, seconds=0.5)
+        return measured.ratio < _LEAST_SPEED
+
+    def _store_instead(self, layers: list[WeightedLayer]) -> None:
+        """Keep 8-bit weights for layers whose integer kernels do not pay."""
+        reason = "the model was measured to be slower with integer kernels on this machine"
+        writer = FormWriter(self.model.graph)
+        for layer in layers:
+            if _is_storable(layer):
+                self._write_stored(writer, [(layer, reason)])
+            else:
+                self.ctx.skip(layer, reason)
+        writer.finish()
 
     def _build(self, layers: list[WeightedLayer], method: ranges.Method) -> dict[str, Written]:
         """Quantize exactly these layers."""

@@ -343,6 +343,60 @@ def test_gemm_with_alpha_and_beta_absorbs() -> None:
     same_outputs(before, model, {"x": rng.standard_normal((4, 5)).astype(np.float32)})
 
 
+def test_affine_maps_move_into_the_convolutions_behind_them() -> None:
+    rng = np.random.default_rng(4)
+    arrays = {
+        "f": np.array([0.3], np.float32),
+        "g": np.array(-0.7, np.float32),
+        "p": rng.uniform(0.5, 2, (1, 4, 1, 1)).astype(np.float32),
+        "q": rng.standard_normal((4, 1, 1)).astype(np.float32),
+        "w": rng.standard_normal((4, 4, 3, 3)).astype(np.float32),
+        "d": rng.standard_normal((4, 1, 3, 3)).astype(np.float32),
+        "v": rng.standard_normal((5, 4, 1, 1)).astype(np.float32),
+    }
+    model = build(
+        """
+        g (float[N, 4, 8, 8] x) => (float[N, 5, 6, 6] y, float[N, 4, 8, 8] z) {
+            r = Relu(x)
+            a = Mul(f, r)
+            b = Add(a, g)
+            z = Conv<pads = [1, 1, 1, 1]>(b, w)
+            s = Sigmoid(z)
+            c = Mul(s, p)
+            e = Conv<group = 4>(c, d)
+            t = Tanh(e)
+            h = Add(t, q)
+            y = Conv(h, v)
+        }""",
+        arrays,
+    )
+    before = model.serialize()
+    fold(model)
+    assert [line for line in text(model) if "Mul" in line] == []
+    assert [line.split("(")[0] for line in text(model) if "Add" in line] == ["b = Add"]
+    same_outputs(before, model, {"x": rng.standard_normal((2, 4, 8, 8)).astype(np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("y = Div(c, six)", ["y = HardSigmoid(x)"]),
+        ("m = Mul(x, c) y = Mul(m, sixth)", ["y_gate = HardSigmoid(x)", "y = Mul(x, y_gate)"]),
+        ("m = Mul(c, x) y = Div(m, three)", None),
+        ("m = Mul(c, r) y = Div(m, six)", None),
+    ],
+)
+def test_hard_swishes_are_recognized(body: str, expected: list[str] | None) -> None:
+    constants = {"zero": 0.0, "three": 3.0, "six": 6.0, "sixth": 1 / 6}
+    used = {name: np.array(v, np.float32) for name, v in constants.items()}
+    inner = f"r = Relu(x) o = Neg(r) a = Add(x, three) c = Clip(a, zero, six) {body}"
+    model = build(f"g (float[N, 4] x) => (float[N, 4] y, float[N, 4] o) {{ {inner} }}", used)
+    before, lines = model.serialize(), text(model)
+    fold(model)
+    assert text(model) == (lines if expected is None else lines[:2] + expected)
+    same_outputs(before, model, {"x": np.linspace(-5, 5, 40, dtype=np.float32).reshape(10, 4)})
+
+
 # -- rule 5: nodes that do nothing -------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.linalg.int8 import can_saturate, least_scales, quantize_bias, quantize_weights
 from onnxcomp.model import Model
 from onnxcomp.passes.quant import Quant
-from onnxcomp.runtime import session
+from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
 
@@ -189,6 +189,51 @@ def test_weight_error_is_taken_out_of_the_bias() -> None:
     codes = np.rint(weights / (np.abs(weights).max(1, keepdims=True) / 127))
     uncorrected = x.mean(0) @ (codes * np.abs(weights).max(1, keepdims=True) / 127 - weights).T
     assert np.abs(shift).mean() < 0.3 * np.abs(uncorrected).mean()
+
+
+GATED = """
+    g (float[N, 3, 16, 16] x) => (float[N, 16, 16, 16] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w0)
+        h = HardSwish(a)
+        s = Add(h, shift)
+        b = Conv<pads = [1, 1, 1, 1], group = 32>(s, w1)
+        p = GlobalAveragePool(b)
+        e = Conv(p, w2)
+        i = HardSigmoid<alpha = 0.2, beta = 0.5>(e)
+        m = Mul(b, i)
+        y = Conv(m, w3)
+    }"""
+
+
+def test_hard_swishes_gates_and_constant_operands_run_on_integers() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"w0": (32, 3, 3, 3), "w1": (32, 1, 3, 3), "w2": (32, 32, 1, 1), "w3": (16, 32, 1, 1)}
+    arrays = {name: rng.standard_normal(s) / np.sqrt(np.prod(s[1:])) for name, s in shapes.items()}
+    arrays["shift"] = np.array([-0.3])
+    model = build(GATED, {name: array.astype(np.float32) for name, array in arrays.items()})
+    data = images(model)
+    original = session.create(model)
+    quantize(model, data)
+    fused = kernels(model)
+    assert fused["QLinearConv"] == 4
+    assert fused["QLinearMul"] == 2
+    assert fused["QLinearAdd"] == 1
+    assert not set(fused) & {"HardSigmoid", "HardSwish", "Mul", "Add", "Conv"}
+    assert compare(original, session.create(model), data).fidelity.sqnr_db > 25
+
+
+def test_a_model_that_integer_kernels_slow_down_keeps_8_bit_weights_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slower = latency.LatencyComparison(0.5, 0.5, 0.5, 1.0, 2.0, 5, 1)
+    monkeypatch.setattr(latency, "compare", lambda *_, **__: slower)
+    model = residual_net()
+    data = images(model)
+    decisions = quantize(model, data, target=Target.host())
+    assert decisions["Conv:c1"].action == "stored"
+    assert "slower" in decisions["Conv:c1"].reason
+    assert decisions["Gemm:y"].action == "skipped"  # 320 weights are not worth two nodes
+    assert "QLinearConv" not in kernels(model)
 
 
 # -- other forms -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import value_of
-from onnxcomp.graph.edit import Names, detach, output_ids, sole_consumer
+from onnxcomp.graph.edit import Names, detach, output_ids, reads_alone, sole_consumer
 
 __all__ = ["recognize_hard_sigmoids", "split_hard_swishes"]
 
@@ -27,7 +27,7 @@ def recognize_hard_sigmoids(graph: gs.Graph) -> int:
         if clip.op != "Clip" or clip.domain or not clip.inputs or _limits(clip) != (0.0, 6.0):
             continue
         add = _producer(clip.inputs[0], "Add")
-        if add is None or sole_consumer(clip.inputs[0], outputs) is not clip:
+        if add is None or not reads_alone(clip, clip.inputs[0], outputs):
             continue
         source = _other_operand(add, 3.0)
         after = sole_consumer(clip.outputs[0], outputs)

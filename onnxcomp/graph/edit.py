@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.codec import nested_graphs
 
-__all__ = ["Names", "bypass", "detach", "output_ids", "replace_uses", "sole_consumer"]
+__all__ = ["Names", "bypass", "detach", "output_ids", "reads_alone", "replace_uses", "sole_consumer"]
 
 
 class Names:
@@ -49,6 +49,11 @@ def sole_consumer(tensor: gs.Tensor, outputs: set[int]) -> gs.Node | None:
         return None
     consumer: gs.Node = tensor.outputs[0]
     return consumer if sum(item is tensor for item in consumer.inputs) == 1 else None
+
+
+def reads_alone(node: gs.Node, tensor: gs.Tensor, outputs: set[int]) -> bool:
+    """Whether this node is the ``sole_consumer`` of the tensor."""
+    return sole_consumer(tensor, outputs) is node
 
 
 def replace_uses(old: gs.Tensor, new: gs.Tensor) -> None:

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import value_of
-from onnxcomp.graph.edit import bypass, output_ids, sole_consumer
+from onnxcomp.graph.edit import bypass, output_ids, reads_alone
 from onnxcomp.graph.inferred import TensorType
 
 __all__ = ["remove_noops"]
@@ -91,7 +91,7 @@ _RULES: dict[str, Callable[[gs.Node, Types], bool]] = {
 def _merge(node: gs.Node, outputs: set[int]) -> bool:
     """Let a Transpose or Reshape of the result of another such node read what that one reads."""
     source = node.inputs[0]
-    if len(source.inputs) != 1 or sole_consumer(source, outputs) is not node:
+    if len(source.inputs) != 1 or not reads_alone(node, source, outputs):
         return False
     first: gs.Node = source.inputs[0]
     if first.op != node.op or first.domain not in _STANDARD or not first.inputs:

@@ -91,7 +91,8 @@ def quantize_bias(bias: Array, input_scale: float, weight_scales: Array) -> tupl
 def _top_two(rows: Array) -> Array:
     """Sum of the two largest positive entries of each row."""
     if rows.shape[1] < 2:
-        return np.maximum(rows.max(axis=1, initial=0), 0)
+        alone: Array = rows.max(axis=1, initial=0)
+        return alone
     largest = np.partition(rows, -2, axis=1)[:, -2:]
     result: Array = np.maximum(largest, 0).sum(axis=1)
     return result
