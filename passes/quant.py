@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from onnxcomp.codec import nested_graphs
@@ -17,7 +18,7 @@ from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.int8_forms import FormWriter, is_table
+from onnxcomp.graph.int8_forms import FormWriter, is_table, read_in_one_graph
 from onnxcomp.graph.integer_plan import make_plan, unsuitable
 from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plan
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -110,11 +111,15 @@ class Quant(Pass):
             return
         if self.mode == "static":
             ctx.require_data()
+        work = _Quantization(self, model, ctx, layers)
+        division = work.divide()
+        if division == _Division():
+            return
         before = len(model.serialize())
         upgrade_opset(model, OPSET)
         split_hard_swishes(model.graph)
-        _Quantization(self, model, ctx, layers).run()
-        if layers and len(model.serialize()) >= before:
+        work.write(division)
+        if len(model.serialize()) >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
 
     def _check_names(self, layers: list[WeightedLayer]) -> None:
@@ -148,8 +153,8 @@ class _Quantization:
         self.calibration = Calibration({}, {})
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
-    def run(self) -> None:
-        division = self._divide()
+    def write(self, division: _Division) -> None:
+        """Give each layer its form, and log it."""
         if self.data is not None:
             self.calibration = self._calibrate(division)
             measured = spread(self.data, _MEASURED_SAMPLES)
@@ -172,7 +177,8 @@ class _Quantization:
 
     # -- which form ----------------------------------------------------------------------------------------
 
-    def _divide(self) -> _Division:
+    def divide(self) -> _Division:
+        """Choose the forms; layers that get none are logged."""
         division = _Division()
         candidates = [layer for layer in self.layers if not unsuitable(layer)]
         total = sum(np.prod(layer.shape) for layer in candidates)
@@ -185,9 +191,9 @@ class _Quantization:
             reason = unsuitable(layer)
             if layer.name in self.options.keep:
                 self.ctx.skip(layer, "kept in float, as option keep asks")
-            elif is_table(layer) and _is_storable(layer):
+            elif is_table(layer) and _is_storable(self.model.graph, layer):
                 division.tables.append(layer)
-            elif reason and not _is_storable(layer):
+            elif reason and not _is_storable(self.model.graph, layer):
                 self.ctx.skip(layer, reason)
             elif reason:
                 division.stored.append((layer, reason))
@@ -195,7 +201,7 @@ class _Quantization:
                 division.dynamic.append(layer)
             elif self.data is not None and self.options.mode != "dynamic":
                 division.static.append(layer)
-            elif _is_storable(layer):
+            elif _is_storable(self.model.graph, layer):
                 division.stored.append((layer, f"{no_range}, and Conv has no fast dynamic integer kernel"))
             else:
                 self.ctx.skip(layer, no_range)
@@ -273,7 +279,7 @@ class _Quantization:
         reason = "the model was measured to be slower with integer kernels on this machine"
         writer = FormWriter(self.model.graph)
         for layer in layers:
-            if _is_storable(layer):
+            if _is_storable(self.model.graph, layer):
                 self._write_stored(writer, [(layer, reason)])
             else:
                 self.ctx.skip(layer, reason)
@@ -359,11 +365,11 @@ class _Quantization:
         return self.model
 
 
-def _is_storable(layer: WeightedLayer) -> bool:
+def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
     """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
-    if layer.nested or layer.quantized or int(np.prod(layer.shape)) < _LEAST_STORED:
+    if layer.quantized or int(np.prod(layer.shape)) < _LEAST_STORED:
         return False
-    return str(layer.array().dtype) == "float32"
+    return str(layer.array().dtype) == "float32" and read_in_one_graph(graph, layer)
 
 
 def _limited(written: Written) -> str:

@@ -9,18 +9,19 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.edit import Names, detach
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.int8 import Int8Weights, quantize_weights
 
-__all__ = ["FormWriter", "is_table", "stored_rows"]
+__all__ = ["FormWriter", "is_table", "read_in_one_graph", "stored_rows"]
 
 Array = np.ndarray[Any, Any]
 _Codes = tuple[gs.Tensor, gs.Tensor, gs.Tensor]
 
 
 class FormWriter:
-    """Rewrites layers of the main graph, each in place."""
+    """Rewrites layers, each in place; ``stored`` ones may stand in nested graphs."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self._graph = graph
@@ -58,9 +59,9 @@ class FormWriter:
         return name
 
     def stored(self, layer: WeightedLayer) -> None:
-        """The weight as Cast(codes) · scales, which ONNX Runtime computes once, when it loads the model.
+        """The weight, which one graph alone must read, as Cast(codes) · scales.
 
-        (DequantizeLinear it would keep and compute in every run.)
+        ONNX Runtime computes that once, when it loads the model; DequantizeLinear it would compute in every run.
         """
         codes, scales = stored_rows(layer)
         source = layer.weight
@@ -75,7 +76,12 @@ class FormWriter:
             for index, tensor in enumerate(consumer.inputs):
                 if tensor is source:
                     consumer.inputs[index] = restored
-        first = next(node for node in self._graph.nodes if any(tensor is restored for tensor in node.inputs))
+        first = next(
+            node
+            for graph in nested_graphs(self._graph)
+            for node in graph.nodes
+            if any(tensor is restored for tensor in node.inputs)
+        )
         self._replaced.setdefault(id(first), [first])[:0] = nodes
 
     def table(self, layer: WeightedLayer) -> None:
@@ -92,9 +98,8 @@ class FormWriter:
 
     def finish(self) -> None:
         """Put the new nodes in the places of the old ones and drop what nobody reads any more."""
-        self._graph.nodes = [
-            new for node in self._graph.nodes for new in self._replaced.get(id(node), [node])
-        ]
+        for graph in nested_graphs(self._graph):
+            graph.nodes = [new for node in graph.nodes for new in self._replaced.get(id(node), [node])]
         self._graph.cleanup()
 
     def _quantized_input(self, source: gs.Tensor, nodes: list[gs.Node]) -> _Codes:
@@ -136,6 +141,13 @@ def stored_rows(layer: WeightedLayer) -> tuple[Array, Array]:
     codes = weights.codes.reshape(moved.shape).transpose(np.argsort(order))
     scales = weights.scales.reshape([size if axis in kept else 1 for axis, size in enumerate(array.shape)])
     return np.ascontiguousarray(codes), scales
+
+
+def read_in_one_graph(graph: gs.Graph, layer: WeightedLayer) -> bool:
+    """Whether all readers of the layer's weight stand in the same graph."""
+    readers = {id(node) for node in layer.weight.outputs}
+    holding = [nested for nested in nested_graphs(graph) if any(id(node) in readers for node in nested.nodes)]
+    return len(holding) == 1
 
 
 def is_table(layer: WeightedLayer) -> bool:

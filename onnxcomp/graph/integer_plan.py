@@ -80,12 +80,12 @@ def unsuitable(layer: WeightedLayer) -> str:
     """Why a layer cannot run on integers, or nothing."""
     if layer.quantized:
         return "the weight is quantized already"
+    if layer.nested:
+        return "it is inside the body of a control-flow node, whose activations cannot be observed"
     if layer.kind == "other":
         return f"ONNX Runtime has no integer kernel for {layer.op} with this weight"
     if layer.kind == "ConvTranspose":
         return "ONNX Runtime has no integer kernel for ConvTranspose"
-    if layer.nested:
-        return "it is inside the body of a control-flow node, whose activations cannot be observed"
     if layer.shared:
         return "the weight is shared with another node"
     if str(layer.array().dtype) != "float32":
