@@ -61,7 +61,7 @@ class FormWriter:
     def stored(self, layer: WeightedLayer) -> None:
         """The weight, which one graph alone must read, as Cast(codes) · scales.
 
-        ONNX Runtime computes that once, when it loads the model; DequantizeLinear it would compute in every run.
+        ONNX Runtime computes that once, at load; DequantizeLinear it would compute in every run.
         """
         codes, scales = stored_rows(layer)
         source = layer.weight
