@@ -1,0 +1,125 @@
+"""ONNX Runtime sessions: quiet, deterministic, and with errors that a person can read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import EncodeError
+
+from onnxcomp.errors import InputError
+from onnxcomp.model import Model, one_line
+
+__all__ = ["Feeds", "all_cores", "create", "reason", "run", "with_outputs"]
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+
+_FATAL = 4  # ONNX Runtime raises what it logs as errors; saying it once is enough
+
+
+def create(
+    model: Model | onnx.ModelProto | bytes,
+    threads: int = 0,
+    optimize: bool = True,
+    providers: Iterable[str] = ("CPUExecutionProvider",),
+    config: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
+    """A session that runs ``model``.
+
+    Args:
+        model: a model, its message, or the bytes of its file.
+        threads: intra-op threads; 0, for analyses, takes every core this process may use, and no spinning.
+        optimize: let ONNX Runtime rewrite the graph, as a deployment would.
+        providers: execution providers in order of preference.
+        config: further session configuration entries of ONNX Runtime.
+
+    Raises:
+        InputError: ONNX Runtime refuses the model; the message holds its reason.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads or all_cores()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    # Threads that spin while they wait take the cores from NumPy between runs, and from whoever else is there.
+    quiet = {"session.intra_op.allow_spinning": "0"} if threads == 0 else {}
+    for key, value in {**quiet, **(config or {})}.items():
+        options.add_session_config_entry(key, value)
+    path = model.path if isinstance(model, Model) else None
+    try:
+        return ort.InferenceSession(_bytes_of(model), options, providers=list(providers))
+    except InputError:
+        raise
+    except Exception as error:  # the binding raises a dozen classes that share no base
+        raise InputError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}") from None
+
+
+def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Outputs by name: arrays, except where the model returns sequences, maps or empty optionals.
+
+    Args:
+        session: from ``create``.
+        feeds: one array for each input.
+        names: outputs to return; all by default.
+
+    Raises:
+        InputError: ONNX Runtime refuses the feeds or fails on them.
+    """
+    wanted = [output.name for output in session.get_outputs()] if names is None else list(names)
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL
+    try:
+        values = session.run(wanted, dict(feeds), options)
+    except Exception as error:  # as above
+        raise InputError(f"ONNX Runtime cannot run the model: {reason(error)}") from None
+    return dict(zip(wanted, values, strict=True))
+
+
+def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """The model with these tensors of its main graph as its only outputs; shares nothing with ``proto``.
+
+    ONNX Runtime infers their types itself and keeps their values through its own optimizations.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    typed = {value.name: value for value in changed.graph.output}
+    outputs = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names)]
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
+    del changed.graph.output[:]
+    changed.graph.output.extend(kept)
+    return changed
+
+
+def all_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def reason(error: BaseException) -> str:
+    """ONNX Runtime's message without its error codes and source locations, on one line."""
+    text = one_line(error)
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"\S*/onnxruntime/\S+ (?:\S+::)?\S+\(.*?\) ", "", text)
+    return text.removesuffix(".")
+
+
+def _bytes_of(model: Model | onnx.ModelProto | bytes) -> bytes:
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, Model):
+        return model.serialize()
+    try:
+        data: bytes = model.SerializeToString()
+    except (EncodeError, ValueError):
+        raise InputError("the model is over the 2 GB that one protobuf message can hold") from None
+    return data
