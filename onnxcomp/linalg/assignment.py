@@ -11,23 +11,38 @@ __all__ = ["assign", "prices"]
 
 Array = np.ndarray[Any, Any]
 
+_THINNING = 4
+_LEAST_THINNED = 64  # units; fewer are assigned in no time
+
 
 def assign(cost: Array, class_of_slot: Array, offset: Array | None = None) -> Array:
     """The class of each unit in an assignment of all units to all slots of least total cost.
 
-    Any ``offset`` gives an optimum. With the prices of the optimum of similar costs almost every unit gets
-    its own choice, which the solver finds several times faster (10 ms, not 100, for 480 units in 60 classes).
+    Any ``offset`` gives an optimum. With prices that are nearly right almost every unit gets its own choice,
+    which the solver finds some ten times faster: those of the optimum of similar costs or, for want of these,
+    of a quarter of the units in a quarter of the slots.
 
     Args:
         cost: (units, classes).
         class_of_slot: (units,), which class each slot belongs to.
         offset: (classes,), taken from the costs.
     """
+    if offset is None and len(cost) >= _LEAST_THINNED:
+        offset = _thinned_prices(cost, class_of_slot)
     reduced = cost if offset is None else cost - offset
     units, slots = linear_sum_assignment(reduced[:, class_of_slot])
     class_of_unit = np.empty_like(class_of_slot)
     class_of_unit[units] = class_of_slot[slots]
     return class_of_unit
+
+
+def _thinned_prices(cost: Array, class_of_slot: Array) -> Array:
+    """Prices of a problem with every fourth unit and every fourth slot; classes that it misses are free."""
+    present, classes = np.unique(np.sort(class_of_slot)[::_THINNING], return_inverse=True)
+    thinned = cost[::_THINNING, present]
+    offset = np.zeros(cost.shape[1])
+    offset[present] = prices(thinned, assign(thinned, classes))
+    return offset
 
 
 def prices(cost: Array, class_of_unit: Array) -> Array:
