@@ -133,7 +133,7 @@ class Evaluator:
         self._session = _session(reference)
         self._dataset = dataset
         self._metric = metric
-        self._reference: list[dict[str, Any]] = []  # empty until known, or when large
+        self._reference: list[dict[str, Any]] = []  # empty: unknown, or large
         self._original: float | None = None
 
     def evaluate(self, candidate: Runnable) -> Evaluation:

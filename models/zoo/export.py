@@ -88,14 +88,17 @@ def _restore_equal_weights(model: onnx.ModelProto) -> None:
 
 def _name_folded_weights(model: onnx.ModelProto) -> None:
     """Rename tensors that the exporter made up, such as ``onnx::Conv_108``, after the module of their node."""
+    made_up = {item.name for item in model.graph.initializer if item.name.startswith("onnx::")}
     renamed: dict[str, str] = {}
     for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
         scopes = node.name.strip("/").split("/")[:-1]
         # A container comes before its member, layer1/layer1.0/conv1, and only the member is in the path.
         pairs = zip(scopes, [*scopes[1:], ""], strict=False)
         module = ".".join(scope for scope, following in pairs if not following.startswith(scope + "."))
         for name, role in zip(node.input[1:], ("weight", "bias"), strict=False):
-            if name.startswith("onnx::"):
+            if name in made_up:
                 renamed.setdefault(name, f"{module}.{role}")
     for initializer in model.graph.initializer:
         initializer.name = renamed.get(initializer.name, initializer.name)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant
-from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.layers import WeightedLayer, layer_name
 from onnxcomp.graph.propagate import Array, Labels, Propagation, Rule
 from onnxcomp.graph.shape_rules import SHAPE_RULES, axes_of
 
@@ -90,7 +90,7 @@ def layer_norm(flow: Propagation, node: gs.Node) -> None:
         flow.pin_inputs(node, "its parameters are not constant")
         return
     if labels.axis >= start:
-        flow.pin(labels.ids, f"{node.op} over the channels", movable=True)
+        flow.pin(labels.ids, f"{layer_name(node)}: {node.op} over the channels", movable=True)
         for index in range(1, len(node.inputs)):
             flow.place(node, index, labels.axis - start, labels.ids, "along")
     flow.give(node.outputs[0], labels.axis, labels.ids)
@@ -103,7 +103,7 @@ def softmax(flow: Propagation, node: gs.Node) -> None:
         return
     axis = int(node.attrs.get("axis", -1 if flow.opset >= 13 else 1)) % len(shape)
     if labels.axis == axis or (flow.opset < 13 and labels.axis > axis):
-        flow.pin(labels.ids, f"{node.op} over the channels", movable=True)
+        flow.pin(labels.ids, f"{layer_name(node)}: {node.op} over the channels", movable=True)
     flow.give(node.outputs[0], labels.axis, labels.ids)
 
 
@@ -129,7 +129,7 @@ def reduction(flow: Propagation, node: gs.Node) -> None:
         flow.pin_inputs(node, "its axes are not constant")
         return
     if labels.axis in axes:
-        flow.pin(labels.ids, f"{node.op} over the channels", movable=not positional)
+        flow.pin(labels.ids, f"{layer_name(node)}: {node.op} over the channels", movable=not positional)
         return
     gone = 0 if node.attrs.get("keepdims", 1) else sum(axis < labels.axis for axis in axes)
     flow.give(node.outputs[0], labels.axis - gone, labels.ids)
@@ -310,8 +310,8 @@ RULES: dict[str, Rule] = {
     **_table("Constant ConstantOfShape RandomNormal RandomUniform Range EyeLike", source),
     **_table(
         "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp "
-        "Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round "
-        "Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
+        "Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu "
+        "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
         unary,
     ),
     **_table(

@@ -20,8 +20,10 @@ __all__ = ["Gram", "Layout", "MatMulLayout", "PatchLayout", "layout_of"]
 Array = np.ndarray[Any, Any]
 
 # How many columns are enough: H of d inputs from 8·d of them; small layers get more, for they are cheap.
+# The columns of a grouped convolution hold all its groups, so they are dear although d is small.
 COLUMNS_PER_INPUT = 8
 LEAST_COLUMNS = 8192
+LEAST_GROUPED_COLUMNS = 2048
 CHUNK_VALUES = 4 * 2**20  # of X that exist at once
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -151,14 +153,15 @@ class Gram:
 
     Attributes:
         layout: how the layer reads its input.
-        columns: about how many columns to use in all; None for 8·d and at least 8192, 0 for all.
+        columns: about how many columns to use in all; None for 8·d or more, 0 for all.
         count: columns used.
         matrix: shape (groups, d, d), float64; the sum over the columns, not their mean.
     """
 
     def __init__(self, layout: Layout, columns: int | None = None) -> None:
         self.layout = layout
-        self.columns = max(COLUMNS_PER_INPUT * layout.size, LEAST_COLUMNS) if columns is None else columns
+        least = LEAST_COLUMNS if layout.groups == 1 else LEAST_GROUPED_COLUMNS
+        self.columns = max(COLUMNS_PER_INPUT * layout.size, least) if columns is None else columns
         self.count = 0
         self.matrix: Array = np.zeros((layout.groups, layout.size, layout.size))
         self._updates = 0

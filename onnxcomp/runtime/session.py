@@ -34,7 +34,7 @@ def create(
 
     Args:
         model: a model, its message, or the bytes of its file.
-        threads: intra-op threads; 0, for analyses, takes every core this process may use, and no spinning.
+        threads: intra-op threads; 0, for analyses, takes every core and less memory, and threads do not spin.
         optimize: let ONNX Runtime rewrite the graph, as a deployment would.
         providers: execution providers in order of preference.
         config: further session configuration entries of ONNX Runtime.
@@ -49,9 +49,12 @@ def create(
     options.use_deterministic_compute = True
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    # Threads that spin while they wait take the cores from NumPy between runs, and from whoever else is there.
-    quiet = {"session.intra_op.allow_spinning": "0"} if threads == 0 else {}
-    for key, value in {**quiet, **(config or {})}.items():
+    if threads == 0:
+        # Threads that spin while they wait take the cores from NumPy between runs. The arena keeps what the
+        # largest run needed, and doubles what it asks for.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+    for key, value in (config or {}).items():
         options.add_session_config_entry(key, value)
     path = model.path if isinstance(model, Model) else None
     try:

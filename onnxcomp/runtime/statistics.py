@@ -35,7 +35,7 @@ def observe(
     dataset: Dataset,
     wanted: Mapping[str, Sequence[Accumulator]],
     progress: Progress = silent,
-    max_memory: int = 256 * 2**20,
+    max_memory: int = 128 * 2**20,
 ) -> None:
     """Run every sample through the model and update the accumulators of each tensor with its values.
 
