@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from onnxcomp.linalg.assignment import assign, prices
 from onnxcomp.linalg.coupling import Binding, Operand
@@ -71,15 +72,32 @@ def test_masked_share_of_nothing_is_nothing() -> None:
 
 @settings(deadline=None)
 @given(SEEDS, st.lists(st.integers(1, 3), min_size=1, max_size=3))
-def test_assignment_is_the_best_of_all_whatever_the_offset(seed: int, capacities: list[int]) -> None:
+def test_assignment_is_the_best_of_all_whatever_prices_are_known(seed: int, capacities: list[int]) -> None:
     rng = np.random.default_rng(seed)
     slots = np.repeat(np.arange(len(capacities)), capacities)[:6]
     cost = rng.integers(0, 9, (len(slots), slots[-1] + 1)).astype(float)
     best = min(cost[list(order), slots].sum() for order in itertools.permutations(range(len(slots))))
-    for offset in (None, rng.integers(-9, 9, cost.shape[1]).astype(float)):
-        found = assign(cost, slots, offset)
+    for known in (None, rng.integers(-9, 9, cost.shape[1]).astype(float)):
+        found = assign(cost, slots, known)
         assert sorted(found) == list(slots)
         assert cost[np.arange(len(slots)), found].sum() == best
+
+
+@settings(deadline=None, max_examples=20)
+@given(SEEDS, st.integers(60, 300), st.integers(1, 9))
+def test_assignment_of_many_units_is_what_the_plain_solver_finds(seed: int, units: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    slots = rng.permutation(np.arange(units) // size)
+    cost = rng.integers(0, 10**6, (units, slots.max() + 1)).astype(float)
+    rows, columns = linear_sum_assignment(cost[:, slots])
+    for known in (
+        None,
+        rng.integers(0, 10**6, cost.shape[1]).astype(float),
+        prices(cost, assign(cost, slots)),
+    ):
+        found = assign(cost, slots, known)
+        np.testing.assert_array_equal(np.bincount(found), np.bincount(slots))
+        assert cost[np.arange(units), found].sum() == cost[rows, slots[columns]].sum()
 
 
 @settings(deadline=None)

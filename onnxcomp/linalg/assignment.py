@@ -15,21 +15,23 @@ _THINNING = 4
 _LEAST_THINNED = 64  # units; fewer are assigned in no time
 
 
-def assign(cost: Array, class_of_slot: Array, offset: Array | None = None) -> Array:
+def assign(cost: Array, class_of_slot: Array, known: Array | None = None) -> Array:
     """The class of each unit in an assignment of all units to all slots of least total cost.
 
-    Any ``offset`` gives an optimum. With prices that are nearly right almost every unit gets its own choice,
-    which the solver finds some ten times faster: those of the optimum of similar costs or, for want of these,
-    of a quarter of the units in a quarter of the slots.
+    Prices that are taken from the costs of the classes do not change which assignment is best. At prices that
+    are nearly right almost every unit gets its own choice, which the solver finds some ten times faster. Such
+    prices are those of a quarter of the units in a quarter of the slots, or those of an earlier optimum where
+    they are better.
 
     Args:
         cost: (units, classes).
         class_of_slot: (units,), which class each slot belongs to.
-        offset: (classes,), taken from the costs.
+        known: (classes,), prices of the optimum of similar costs.
     """
-    if offset is None and len(cost) >= _LEAST_THINNED:
-        offset = _thinned_prices(cost, class_of_slot)
-    reduced = cost if offset is None else cost - offset
+    reduced = cost
+    if len(cost) >= _LEAST_THINNED:
+        offers = [_thinned_prices(cost, class_of_slot), *([] if known is None else [known])]
+        reduced = min((cost - price for price in offers), key=lambda R: _crowding(R, class_of_slot))
     units, slots = linear_sum_assignment(reduced[:, class_of_slot])
     class_of_unit = np.empty_like(class_of_slot)
     class_of_unit[units] = class_of_slot[slots]
@@ -40,9 +42,15 @@ def _thinned_prices(cost: Array, class_of_slot: Array) -> Array:
     """Prices of a problem with every fourth unit and every fourth slot; classes that it misses are free."""
     present, classes = np.unique(np.sort(class_of_slot)[::_THINNING], return_inverse=True)
     thinned = cost[::_THINNING, present]
-    offset = np.zeros(cost.shape[1])
-    offset[present] = prices(thinned, assign(thinned, classes))
-    return offset
+    price = np.zeros(cost.shape[1])
+    price[present] = prices(thinned, assign(thinned, classes))
+    return price
+
+
+def _crowding(reduced: Array, class_of_slot: Array) -> int:
+    """How many units find no slot in the class that they like best."""
+    wanted = np.bincount(reduced.argmin(axis=1), minlength=reduced.shape[1])
+    return int(np.maximum(wanted - np.bincount(class_of_slot), 0).sum())
 
 
 def prices(cost: Array, class_of_unit: Array) -> Array:

@@ -34,16 +34,22 @@ class Operand:
     """A matrix to be tiled, and what moves its axes. An axis without bindings keeps its order.
 
     Attributes:
-        salience: (rows, columns), non-negative; only its proportions count, every operand weighs as much as
-            it has entries.
+        salience: (rows, columns), non-negative; only its proportions count.
         rows, columns: of each axis, the groups that move its lines.
         block: rows and columns of a tile.
+        weight: of each entry, against those of other operands (the weights of a kernel, say).
     """
 
     salience: Array
     rows: tuple[Binding, ...]
     columns: tuple[Binding, ...]
     block: Block
+    weight: float = 1.0
+
+    @property
+    def importance(self) -> float:
+        """Weight of the whole operand."""
+        return self.weight * self.salience.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +84,7 @@ class Matrix:
     def of(cls, operand: Operand, scale: float) -> Matrix:
         salience = np.asarray(operand.salience, dtype=np.float64)
         total = float(salience.sum())
-        salience = np.round(salience * (scale * salience.size / total if total > 0 else 0.0))
+        salience = np.round(salience * (scale * operand.importance / total if total > 0 else 0.0))
         axes = []
         for axis, (bindings, size) in enumerate(
             zip((operand.rows, operand.columns), operand.block, strict=True)

@@ -18,7 +18,7 @@ are added: the result depends neither on the number of threads nor on the BLAS.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 from onnxcomp.linalg.assignment import assign, prices
 from onnxcomp.linalg.coupling import Binding, Matrix, Moves, Operand, Use
 from onnxcomp.linalg.tiles import Block, cheapest_tiles, tile_sums
+from onnxcomp.progress import Progress, silent
 
 __all__ = ["Matching", "Tiling", "match", "match_coupled"]
 
@@ -61,7 +62,7 @@ class Matching:
     """One order per group.
 
     Attributes:
-        orders: of each group; slot k holds unit order[k].
+        orders: of each group; slot k holds unit order[k]. Ascending where nothing is to be gained.
         before, after: of each operand, the masked share in the given and in the found orders.
         history: masked part of all salience after each step of the best descent; it never rises.
     """
@@ -82,7 +83,7 @@ def match(
         block: rows and columns of a tile; the last ones may be ragged.
         rate: part of the tiles to mask, 0 to 1.
         rng: draws the random starts.
-        starts: descents from different orders: clustered, sorted, then random ones; the best is returned.
+        starts: descents from different orders: sorted, clustered, then random ones; the best is returned.
         sweeps: at most so many alternations of both axes in one descent.
     """
     rows, columns = (np.arange(size)[:, None] for size in salience.shape)
@@ -100,6 +101,8 @@ def match_coupled(
     rng: np.random.Generator,
     starts: int = 2,
     sweeps: int = 20,
+    least_gain: float = 0.0,
+    progress: Progress = silent,
 ) -> Matching:
     """One permutation per group of lines, so that over all operands together little salience is masked.
 
@@ -108,18 +111,24 @@ def match_coupled(
         units: of each group, how many units it has.
         rate: part of the tiles of every operand to mask, 0 to 1.
         rng: draws the random starts.
-        starts: descents from different orders: clustered, sorted, then random ones; the best is returned,
+        starts: descents from different orders: sorted, clustered, then random ones; the best is returned,
             and the given orders when none is better.
         sweeps: at most so many rounds over all groups in one descent.
+        least_gain: a group keeps its given order where another gains no more than this part of what is masked
+            in its operands.
+        progress: shows the sweeps.
     """
     search = _Search(operands, units, rate)
     given = _State(search, [np.arange(count) for count in units])
     best, history = given, [given.masked]
     for number in range(starts):
         state = _State(search, [search.start(group, number, rng) for group in range(len(units))])
-        trace = search.descend(state, sweeps)
+        trace = search.descend(state, progress(range(sweeps), "matching tiles", sweeps))
         if state.masked < best.masked:
             best, history = state, trace
+    best.revert(least_gain)
+    if best.masked >= given.masked:
+        best, history = given, history[:1]
     return Matching(
         tuple(best.orders),
         tuple(given.shares()),
@@ -135,9 +144,9 @@ class _Search:
     """Matrices and moves of a problem, and its descents."""
 
     def __init__(self, operands: Sequence[Operand], units: Sequence[int], rate: float) -> None:
-        entries = sum(operand.salience.size for operand in operands)
+        scale = _TOTAL / max(sum(operand.importance for operand in operands), 1.0)
         self.rate = rate
-        self.matrices = [Matrix.of(operand, _TOTAL / entries) for operand in operands]
+        self.matrices = [Matrix.of(operand, scale) for operand in operands]
         self.totals = [float(matrix.lines[0].sum()) for matrix in self.matrices]
         self.moves = [
             Moves.of(tuple(self._uses(group)), self.matrices, count) for group, count in enumerate(units)
@@ -153,24 +162,24 @@ class _Search:
         ]
 
     def start(self, group: int, number: int, rng: np.random.Generator) -> Array:
-        """The order in which descent ``number`` begins: clustered, sorted, then random."""
+        """The order in which descent ``number`` begins: sorted, clustered, then random."""
         moves = self.moves[group]
         if not moves.matter:
             return np.arange(len(moves.class_of_slot))
         if number == 0:
-            return moves.fill(_clustered(self._parts(moves), np.bincount(moves.class_of_slot)))
-        if number == 1:
             return moves.fill(np.argsort(-_unit_salience(self._parts(moves)), kind="stable"))
+        if number == 1:
+            return moves.fill(_clustered(self._parts(moves), np.bincount(moves.class_of_slot)))
         return moves.fill(rng.permutation(len(moves.class_of_slot)))
 
     def _parts(self, moves: Moves) -> list[Array]:
         """The lines of all units, part by part: (units, lines of the other axis)."""
         return [self.matrices[use.matrix].lines[use.axis][part] for use in moves.uses for part in use.lines.T]
 
-    def descend(self, state: _State, sweeps: int) -> list[float]:
+    def descend(self, state: _State, sweeps: Iterable[int]) -> list[float]:
         """Alternate both steps over all groups until a sweep gains too little; what is masked after each."""
         trace = [state.masked]
-        for _ in range(sweeps):
+        for _ in sweeps:
             before = state.masked
             for group, moves in enumerate(self.moves):
                 if moves.matter:
@@ -254,13 +263,25 @@ class _State:
         moves, C = self.search.moves[group], self._move_costs(group)
         class_of_unit = assign(C, moves.class_of_slot, self.prices[group])
         self.prices[group] = prices(C, class_of_unit)
-        orders = [*self.orders[:group], moves.settle(class_of_unit), *self.orders[group + 1 :]]
+        self._replace(group, moves.settle(class_of_unit), lambda new, old: new < old)
+
+    def revert(self, least_gain: float) -> None:
+        """Give the groups that gain too little their old orders again."""
+        for group, moves in enumerate(self.search.moves):
+            if moves.matter:
+                given = np.arange(len(moves.class_of_slot))
+                self._replace(group, given, lambda new, old: new - old <= least_gain * new)
+
+    def _replace(self, group: int, order: Array, better: Callable[[float, float], bool]) -> None:
+        """Give a group another order, if that is better by what is masked in its matrices then and now."""
+        orders = [*self.orders[:group], order, *self.orders[group + 1 :]]
         standing = {
             index: [axis.standing(orders) for axis in self.search.matrices[index].axes]
-            for index in dict.fromkeys(use.matrix for use in moves.uses)
+            for index in dict.fromkeys(use.matrix for use in self.search.moves[group].uses)
         }
         steps = {index: self._mask(index, lines) for index, lines in standing.items()}
-        if sum(cost for _, cost in steps.values()) < sum(self.costs[index] for index in steps):
+        new = sum(cost for _, cost in steps.values())
+        if better(new, sum(self.costs[index] for index in steps)):
             self.orders = orders
             for index, (mask, cost) in steps.items():
                 self.standing[index], self.masks[index], self.costs[index] = standing[index], mask, cost
