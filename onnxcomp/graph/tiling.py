@@ -12,17 +12,28 @@ from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.coupling import Binding, Operand
 from onnxcomp.linalg.tiles import Block, fitted_block
 
-__all__ = ["operands_of", "salience", "untileable"]
+__all__ = ["nonzero", "operands_of", "salience", "untileable"]
 
 Array = np.ndarray[Any, Any]
 
 
 def salience(layer: WeightedLayer) -> Array:
-    """|w| summed over the kernel: (outputs, inputs), float64."""
-    weight = np.abs(np.asarray(layer.array(), dtype=np.float64))
-    weight = np.moveaxis(weight, (layer.out_axis, layer.in_axis), (0, 1))
-    summed: Array = weight.reshape(*weight.shape[:2], -1).sum(axis=2)
+    """|w| summed over the kernel: (outputs, inputs), float32."""
+    weight = np.abs(_kernels(layer).astype(np.float32, copy=False))
+    summed: Array = weight.sum(axis=2)
     return summed
+
+
+def nonzero(layer: WeightedLayer) -> Array:
+    """Whether any weight of the kernel differs from zero: (outputs, inputs), boolean."""
+    different: Array = (_kernels(layer) != 0).any(axis=2)
+    return different
+
+
+def _kernels(layer: WeightedLayer) -> Array:
+    """The weight as (outputs, inputs, kernel)."""
+    weight = np.moveaxis(layer.array(), (layer.out_axis, layer.in_axis), (0, 1))
+    return weight.reshape(*weight.shape[:2], -1)
 
 
 def untileable(layer: WeightedLayer) -> str | None:
