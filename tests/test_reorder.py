@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from onnxcomp.context import Context
+from onnxcomp.data import Dataset
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.constants import assign
 from onnxcomp.graph.diagonal import equal_blocks
@@ -147,6 +148,15 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     apply(other, seed=2, starts=5)
     assert one.serialize() == two.serialize()
     np.testing.assert_allclose(objective(one, (8, 8)), objective(other, (8, 8)), rtol=0.1)
+
+
+def test_calibration_data_only_shows_the_shapes() -> None:
+    net = two_convs(32)
+    with_data, without = net.model(), net.model()
+    data = Dataset.from_arrays(net.feeds(samples=5))
+    Reorder().run(with_data, Context(target=Target.parse("x86-avx2"), data=data, scope="reorder"))
+    apply(without)
+    assert with_data.serialize() == without.serialize()
 
 
 def test_it_can_be_rolled_back() -> None:
@@ -343,7 +353,7 @@ def test_real_models_compute_what_they_did(name: str) -> None:
     feeds = made_up.synthetic(model, seed=1)
     expected = session.run(session.create(model), feeds)
     before = objective(model, (8, 8))
-    decisions = apply(model)
+    decisions = apply(model, iterations=2)
     onnx.checker.check_model(model.proto())
     for output, value in session.run(session.create(model), feeds).items():
         assert_same(value, expected[output])
