@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,22 +14,12 @@ from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
+from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.target import Target
 
 __all__ = ["Context", "Decision", "Progress", "Rejected", "silent"]
 
 T = TypeVar("T")
-
-
-class Progress(Protocol):
-    """Shows how far a loop is: yields the items unchanged."""
-
-    def __call__(self, items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]: ...
-
-
-def silent(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:  # noqa: ARG001
-    """The library's progress: none."""
-    return items
 
 
 @dataclass(frozen=True)

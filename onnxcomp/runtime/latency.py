@@ -1,0 +1,113 @@
+"""Measured time: how much faster one model is than another, on a machine that does other things too."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxcomp.runtime.session import Feeds, create, run
+
+__all__ = ["LatencyComparison", "compare", "measure"]
+
+_SHORTEST_TIMING_S = 5e-4  # below it, the clock and the call weigh too much: several runs are timed together
+_LEAST_PAIRS = 5
+_MOST_PAIRS = 400
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """Time of ``a`` over time of ``b``: above 1, ``b`` is faster.
+
+    Attributes:
+        ratio: of the medians.
+        low, high: quartiles of the ratios of neighbouring runs.
+        a_ms, b_ms: median milliseconds of a run.
+        pairs: neighbouring runs timed.
+        threads: of both sessions.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    a_ms: float
+    b_ms: float
+    pairs: int
+    threads: int
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for a report."""
+        return asdict(self)
+
+
+def compare(
+    a: bytes, b: bytes, feeds: Feeds, threads: int = 1, seconds: float = 1.5, warmup: float = 0.1
+) -> LatencyComparison:
+    """Time two models in turn, run by run, so that both see the same disturbances.
+
+    Args:
+        a: file of the model to compare with.
+        b: file of the model to judge.
+        feeds: one sample.
+        threads: intra-op threads of each session.
+        seconds: to spend on timed runs; at least five pairs are timed however long they take.
+        warmup: seconds of untimed runs of each, at least two.
+
+    Raises:
+        InputError: a model does not load, or does not run on the feeds.
+    """
+    # Threads that spin after one session's run would take the cores of the other's.
+    config = {"session.force_spinning_stop": "1"}
+    sessions = [create(model, threads=threads, config=config) for model in (a, b)]
+    feeds = dict(feeds)
+    repeats = [
+        max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup))) for session in sessions
+    ]
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
+        first, second = (_time(s, feeds, n) for s, n in zip(sessions, repeats, strict=True))
+        times.append((first, second))
+    each = np.array(times)
+    low, high = np.quantile(each[:, 0] / each[:, 1], [0.25, 0.75])
+    a_s, b_s = np.median(each, axis=0)
+    return LatencyComparison(
+        float(a_s / b_s), float(low), float(high), float(a_s * 1e3), float(b_s * 1e3), len(times), threads
+    )
+
+
+def measure(model: bytes, feeds: Feeds, threads: int = 1, seconds: float = 0.5, warmup: float = 0.1) -> float:
+    """Median milliseconds of a run of one model.
+
+    Raises:
+        InputError: the model does not load, or does not run on the feeds.
+    """
+    session = create(model, threads=threads)
+    feeds = dict(feeds)
+    repeats = max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup)))
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
+        times.append(_time(session, feeds, repeats))
+    return float(np.median(times) * 1e3)
+
+
+def _warm_up(session: ort.InferenceSession, feeds: dict[str, Any], seconds: float) -> float:
+    """Run for a while; returns the seconds of the last run."""
+    run(session, feeds)  # the one run whose failure is explained
+    end = time.perf_counter() + seconds
+    while True:
+        spent = _time(session, feeds, 1)
+        if time.perf_counter() >= end:
+            return max(spent, 1e-7)
+
+
+def _time(session: ort.InferenceSession, feeds: dict[str, Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        session.run(None, feeds)
+    return (time.perf_counter() - start) / repeats

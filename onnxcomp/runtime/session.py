@@ -1,0 +1,151 @@
+"""ONNX Runtime sessions: quiet, deterministic, and with errors that a person can read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import EncodeError
+
+from onnxcomp.errors import InputError
+from onnxcomp.model import Model, one_line
+
+__all__ = ["Feeds", "all_cores", "create", "reason", "run", "with_outputs"]
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+
+_FATAL = 4  # ONNX Runtime raises what it logs as errors; saying it once is enough
+
+
+def create(
+    model: Model | onnx.ModelProto | bytes,
+    threads: int = 0,
+    optimize: bool = True,
+    providers: Iterable[str] = ("CPUExecutionProvider",),
+    config: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
+    """A session that runs ``model``.
+
+    Args:
+        model: a model, its message, or the bytes of its file.
+        threads: intra-op threads; 0, for analyses, takes every core and less memory, and threads do not spin.
+        optimize: let ONNX Runtime rewrite the graph, as a deployment would.
+        providers: execution providers in order of preference.
+        config: further session configuration entries of ONNX Runtime.
+
+    Raises:
+        InputError: ONNX Runtime refuses the model; the message holds its reason.
+    """
+    options = _options(threads, optimize, config or {})
+    path = model.path if isinstance(model, Model) else None
+    try:
+        return ort.InferenceSession(_bytes_of(model), options, providers=list(providers))
+    except InputError:
+        raise
+    except Exception as error:  # the binding raises a dozen classes that share no base
+        raise InputError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}") from None
+
+
+def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Outputs by name: arrays, except where the model returns sequences, maps or empty optionals.
+
+    Args:
+        session: from ``create``.
+        feeds: one array for each input.
+        names: outputs to return; all by default.
+
+    Raises:
+        InputError: ONNX Runtime refuses the feeds or fails on them.
+    """
+    wanted = [output.name for output in session.get_outputs()] if names is None else list(names)
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL
+    try:
+        values = session.run(wanted, dict(feeds), options)
+    except Exception as error:  # as above
+        raise InputError(f"ONNX Runtime cannot run the model: {reason(error)}") from None
+    return dict(zip(wanted, values, strict=True))
+
+
+def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """The model with these tensors of its main graph as its only outputs, less the nodes they do not need.
+
+    ONNX Runtime infers their types itself and keeps their values through its own optimizations. Nodes that
+    lead to no output it would run all the same. The result shares nothing with ``proto``.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    graph = changed.graph
+    typed = {value.name: value for value in graph.output}
+    outputs = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names)]
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
+    del graph.output[:]
+    graph.output.extend(kept)
+    needed = {value.name for value in kept}
+    for index in reversed(range(len(graph.node))):  # nodes are sorted, so their readers have been seen
+        if needed.intersection(graph.node[index].output):
+            needed.update(_reads(graph.node[index]))
+        else:
+            del graph.node[index]
+    return changed
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node and its bodies read; some may be the bodies' own."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (output.name for output in body.output)
+            for nested in body.node:
+                yield from _reads(nested)
+
+
+def all_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def reason(error: BaseException) -> str:
+    """ONNX Runtime's message without its error codes and source locations, on one line."""
+    text = one_line(error)
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"\S*/onnxruntime/\S+ (?:\S+::)?\S+\(.*?\) ", "", text)
+    return text.removesuffix(".")
+
+
+def _options(threads: int, optimize: bool, config: Mapping[str, str]) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads or all_cores()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if threads == 0:
+        # Threads that spin while they wait take the cores from NumPy between runs. The arena keeps what the
+        # largest run needed, and doubles what it asks for.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _bytes_of(model: Model | onnx.ModelProto | bytes) -> bytes:
+    if isinstance(model, bytes):
+        return model
+    if isinstance(model, Model):
+        return model.serialize()
+    try:
+        data: bytes = model.SerializeToString()
+    except (EncodeError, ValueError):
+        raise InputError("the model is over the 2 GB that one protobuf message can hold") from None
+    return data

@@ -1,0 +1,232 @@
+"""Statistics of the values that flow through a model, streamed so that memory stays flat in the samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from onnxcomp.data import Dataset
+from onnxcomp.model import Model
+from onnxcomp.progress import Progress, silent
+from onnxcomp.runtime.gram import Gram
+from onnxcomp.runtime.session import create, run, with_outputs
+
+__all__ = ["Accumulator", "Gram", "Histogram", "Moments", "observe"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Accumulator(Protocol):
+    """Takes in one tensor's values, batch by batch."""
+
+    def expect(self, updates: int) -> None:
+        """Told once how many updates will come."""
+
+    def update(self, array: Array) -> None:
+        """Take in one batch of values."""
+
+
+def observe(
+    model: Model,
+    dataset: Dataset,
+    wanted: Mapping[str, Sequence[Accumulator]],
+    progress: Progress = silent,
+    max_memory: int = 128 * 2**20,
+) -> None:
+    """Run every sample through the model and update the accumulators of each tensor with its values.
+
+    The tensors become outputs of a copy of the model. When their values for one batch exceed ``max_memory``,
+    they are observed in several passes over the data, so memory depends neither on samples nor on tensors.
+
+    Args:
+        model: any model that runs.
+        dataset: what to run.
+        wanted: accumulators by tensor of the main graph.
+        progress: shows the batches.
+        max_memory: bytes that the observed values of one batch may take.
+
+    Raises:
+        InputError: the model does not run on the data, or has no such tensor.
+    """
+    if not wanted:
+        return
+    proto = model.proto()
+    for accumulators in wanted.values():
+        for accumulator in accumulators:
+            accumulator.expect(dataset.batches)
+    chunks = list(_chunks(proto, dataset, list(wanted), max_memory))
+    for index, names in enumerate(chunks):
+        session = create(with_outputs(proto, names))
+        part = f" ({index + 1} of {len(chunks)})" if len(chunks) > 1 else ""
+        for feeds in progress(dataset.feeds(), f"calibrating{part}", dataset.batches):
+            for name, value in run(session, feeds, names).items():
+                for accumulator in wanted[name]:
+                    accumulator.update(value)
+
+
+def _chunks(proto: onnx.ModelProto, dataset: Dataset, names: list[str], limit: int) -> Iterator[list[str]]:
+    """The names in their order, cut where the values of a batch would exceed the limit."""
+    values = run(create(with_outputs(proto, names), optimize=False), dataset.sample())
+    per_batch = math.ceil(len(dataset) / dataset.batches) / dataset.least
+    chunk: list[str] = []
+    size = 0.0
+    for name in names:
+        needed = np.asarray(values[name]).nbytes * per_batch
+        if chunk and size + needed > limit:
+            yield chunk
+            chunk, size = [], 0.0
+        chunk.append(name)
+        size += needed
+    yield chunk
+
+
+class Moments:
+    """Mean and variance of every channel, in float64.
+
+    Batches are merged by the formula of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm
+    for computing sample variances" (1979), which does not cancel.
+
+    Attributes:
+        axis: of the channels.
+        count: values seen in each channel.
+        mean: shape (channels,).
+    """
+
+    def __init__(self, axis: int = 1) -> None:
+        self.axis = axis
+        self.count = 0
+        self.mean: Array = np.zeros(0)
+        self._squares: Array = np.zeros(0)  # sum of squared deviations from the mean
+
+    @property
+    def variance(self) -> Array:
+        """Population variance, shape (channels,)."""
+        return self._squares / max(1, self.count)
+
+    def expect(self, updates: int) -> None:
+        """Of no use here."""
+
+    def update(self, array: Array) -> None:
+        """Take in one batch, any shape that has the channel axis."""
+        if not array.size:
+            return
+        values = np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
+        count = values.shape[1]
+        mean = values.mean(axis=1, dtype=np.float64)
+        squares = np.square(values - mean[:, None]).sum(axis=1)
+        if not self.count:
+            self.mean, self._squares = np.zeros_like(mean), np.zeros_like(mean)
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self._squares = self._squares + squares + delta**2 * (self.count * count / total)
+        self.count = total
+
+
+class Histogram:
+    """Counts of values in equal bins whose range grows with the data.
+
+    Bins lie on a grid whose width is a power of two. When the values outgrow them, neighbours are merged and
+    the width doubles (as TensorRT's entropy calibrator grows its range, but exactly: the result does not
+    depend on the order or size of the batches). So between half and all of ``bins`` are in use.
+
+    Attributes:
+        minimum, maximum: exact, of the finite values; inf and -inf before there are any.
+        nonfinite: NaN and infinite values seen, which are in no bin.
+    """
+
+    def __init__(self, bins: int = 2048) -> None:
+        if bins < 2:
+            raise ValueError("a histogram needs two bins at least")
+        self.bins = bins
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self.nonfinite = 0
+        self._exponent: int | None = None  # bins are 2**exponent wide; None while all values are the same
+        self._first = 0  # index on the grid of the first bin
+        self._counts: Array = np.zeros(1, dtype=np.int64)
+
+    @property
+    def count(self) -> int:
+        """Finite values seen."""
+        return int(self._counts.sum())
+
+    @property
+    def counts(self) -> Array:
+        """Values in each bin, int64, from the one of the minimum to the one of the maximum."""
+        return self._counts.copy()
+
+    @property
+    def edges(self) -> Array:
+        """Limits of the bins, one more than there are bins; a bin holds its lower limit."""
+        if self._exponent is None:
+            return np.array([self.minimum, self.maximum])
+        grid = np.arange(self._first, self._first + len(self._counts) + 1, dtype=np.float64)
+        return np.ldexp(grid, self._exponent)
+
+    def expect(self, updates: int) -> None:
+        """Of no use here."""
+
+    def update(self, array: Array) -> None:
+        """Take in one batch of any shape."""
+        values = array.reshape(-1)
+        low, high = (float(values.min()), float(values.max())) if values.size else (math.inf, -math.inf)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            finite = values[np.isfinite(values)]
+            self.nonfinite += values.size - finite.size
+            values = finite
+            if not values.size:
+                return
+            low, high = float(values.min()), float(values.max())
+        self._cover(min(low, self.minimum), max(high, self.maximum))
+        if self._exponent is None:
+            self._counts[0] += values.size
+            return
+        index = _grid_index(values, self._exponent) - self._first
+        self._counts += np.bincount(index, minlength=len(self._counts))
+
+    def _cover(self, low: float, high: float) -> None:
+        """Make the bins span the range, keeping what they count."""
+        seen = self.minimum
+        self.minimum, self.maximum = low, high
+        if low == high:
+            return
+        if self._exponent is None:
+            self._exponent = _finest_exponent(low, high, self.bins)
+            self._first = math.floor(math.ldexp(seen, -self._exponent)) if math.isfinite(seen) else 0
+        exponent = self._exponent
+        while _span(low, high, exponent) > self.bins:
+            exponent += 1
+        merged = np.arange(self._first, self._first + len(self._counts)) >> min(63, exponent - self._exponent)
+        first = math.floor(math.ldexp(low, -exponent))
+        counts = np.zeros(_span(low, high, exponent), dtype=np.int64)
+        filled = self._counts > 0
+        np.add.at(counts, merged[filled] - first, self._counts[filled])
+        self._exponent, self._first, self._counts = exponent, first, counts
+
+
+def _finest_exponent(low: float, high: float, bins: int) -> int:
+    """The least e for which bins of width 2**e cover the range (and 64-bit integers count the grid)."""
+    exponent = math.frexp(high - low)[1] - math.ceil(math.log2(bins)) - 1
+    exponent = max(exponent, math.frexp(max(abs(low), abs(high)))[1] - 62)
+    while _span(low, high, exponent) > bins:
+        exponent += 1
+    return exponent
+
+
+def _span(low: float, high: float, exponent: int) -> int:
+    return math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) + 1
+
+
+def _grid_index(values: Array, exponent: int) -> Array:
+    """floor(values / 2**exponent), int64.
+
+    Scaling by a power of two is exact in the values' own type, but the tiniest of float32 become zero.
+    """
+    if values.dtype == np.float32 and abs(exponent) < 126:
+        return np.floor(values * np.float32(2.0**-exponent)).astype(np.int64)
+    return np.floor(np.ldexp(values.astype(np.float64), -exponent)).astype(np.int64)
