@@ -54,11 +54,11 @@ class Input(_Section):
     bytes: int
     """Size of the file, external data included."""
     sha256: str
-    """Of the model as one file, weights included."""
+    """Of the file, followed by its external data files in the order of their names."""
     parameters: int
     """Elements of all weight tensors."""
-    flops: int
-    """Of one inference of one sample: two for each multiply-accumulate."""
+    flops: int | None
+    """Of one inference of one sample: two for each multiply-accumulate; null when the model was not run."""
     opset: int
     """Version of the standard operator set."""
     ir_version: int
@@ -141,13 +141,16 @@ class Fidelity(_Section):
     """How close the outputs are to the original on the evaluation samples; the worst of all outputs."""
 
     sqnr_db: Figure = None
-    """Signal to noise in decibels; null when the outputs are identical."""
+    """Signal to noise in decibels; null when it is infinite: the outputs are identical (``max_error`` is 0), or
+    the original's are all zero."""
     cosine: Figure = None
     """Cosine similarity."""
     max_error: Figure = None
     """Largest absolute difference."""
     top1_agreement: Figure = None
     """Share of the positions with the same largest class; null when no output looks like class scores."""
+    nonfinite: int = 0
+    """Values that are NaN or infinite where the original's are not."""
 
 
 class Metric(_Section):
