@@ -43,15 +43,16 @@ def shape_of(tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
 
 
 def assign(tensor: gs.Tensor, value: Array) -> None:
-    """Replace a constant's value. The output of a Constant node becomes an initializer."""
+    """Replace a constant's value, in the initializer or the Constant node that holds it."""
     array = np.ascontiguousarray(value).reshape(np.shape(value))  # ascontiguousarray makes 0-d into 1-d
     if isinstance(tensor, gs.Constant):
         tensor.values = array
         return
     if (node := _constant_node(tensor)) is None:
         raise ValueError(f"{tensor.name} is no constant")
-    node.outputs.clear()
-    tensor.to_constant(array)
+    node.attrs.clear()
+    node.attrs["value"] = gs.Constant(tensor.name, array)
+    tensor.shape, tensor.dtype = array.shape, array.dtype
 
 
 def _constant_node(tensor: gs.Tensor) -> gs.Node | None:

@@ -55,6 +55,29 @@ class GraphState:
             del self._graph.import_domains[:]
             self._graph.import_domains.extend(onnx.helper.make_opsetid(*opset) for opset in self._opsets)
 
+    def changed(self) -> bool:
+        """Whether the graph has been edited since. Weights count by identity, names and numbers by value."""
+        for item, kind, fields in self._objects:
+            if type(item) is not kind or vars(item).keys() != fields.keys():
+                return True
+            if not all(_same(vars(item)[key], value) for key, value in fields.items()):
+                return True
+        for live, content in self._lists:
+            if len(live) != len(content) or not all(map(_same, live, content)):
+                return True
+        return any(
+            live.keys() != saved.keys() or not all(_same(live[key], saved[key]) for key in saved)
+            for live, saved in self._dicts
+        )
+
+
+def _same(live: Any, saved: Any) -> bool:
+    if live is saved:
+        return True
+    if isinstance(saved, list):  # replaced by a new list: equal if it holds the same things
+        return isinstance(live, list) and len(live) == len(saved) and all(map(_same, live, saved))
+    return isinstance(saved, str | int | float | bytes) and type(live) is type(saved) and live == saved
+
 
 def _members(graph: gs.Graph, seen: set[int]) -> Iterator[Any]:
     """The graph, its nodes, their tensors, and the same of every nested graph, each once."""

@@ -1,0 +1,64 @@
+"""Real photographs from Debian wallpaper packages and from the samples of scikit-image."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zoo.packages import Packages
+
+# Wallpapers that are drawings are left out: a network trained on photographs has nothing to say about them.
+DEBIAN_PHOTOGRAPHS = {
+    "lomiri-wallpapers-16.04": ("usr/share/backgrounds/*_by_*.jpg", ("analogpattern_", "umang_")),
+    "mate-backgrounds": ("usr/share/backgrounds/mate/nature/*.jpg", ()),
+    "plasma-workspace-wallpapers": ("usr/share/wallpapers/*/contents/images/2560x1600.jpg", ("Autumn",)),
+}
+SCIKIT_IMAGE_SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+LONGEST_SIDE = 1600
+
+
+def photographs(packages: Packages) -> tuple[list[Path], list[Path]]:
+    """Return two disjoint lists of image files: a third for calibration, the rest for tests."""
+    files = [packages.pypi("scikit-image", "0.26.0") / "skimage/data" / name for name in SCIKIT_IMAGE_SAMPLES]
+    for package, (pattern, drawings) in DEBIAN_PHOTOGRAPHS.items():
+        root = packages.debian(package)
+        found = sorted(root.glob(pattern))
+        files += [path for path in found if not any(name in str(path) for name in drawings)]
+    return files[::3], [path for index, path in enumerate(files) if index % 3]
+
+
+def read_photograph(path: Path) -> Image.Image:
+    """Return an RGB image of at most 1600 pixels in its longer side."""
+    file = Image.open(path)
+    file.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # lets JPEG decode at a fraction of the size
+    image = file.convert("RGB")
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return image
+
+
+def random_crops(files: list[Path], count: int, size: int, seed: int) -> np.ndarray:
+    """Return ``count`` random crops uint8 [count, size, size, 3], spread evenly over the files."""
+    rng = np.random.default_rng(seed)
+    crops = []
+    for index, path in enumerate(files):
+        image = read_photograph(path)
+        share = count * (index + 1) // len(files) - count * index // len(files)
+        crops += [_best_crop(image, size, rng) for _ in range(share)]
+    return np.stack([crops[index] for index in rng.permutation(count)])
+
+
+def _best_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the most varied of three crops, so that plain sky stays rare."""
+    candidates = [_crop(image, size, rng) for _ in range(3)]
+    return max(candidates, key=lambda crop: float(crop.std()))
+
+
+def _crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+    area = image.width * image.height * rng.uniform(0.08, 0.8)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    width = min(round(np.sqrt(area * aspect)), image.width)
+    height = min(round(np.sqrt(area / aspect)), image.height)
+    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+    box = (left, top, left + width, top + height)
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels

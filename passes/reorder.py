@@ -1,0 +1,215 @@
+"""Permute channels so that unimportant weights lie together in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from onnxcomp.context import Context
+from onnxcomp.graph.diagonal import equal_blocks, make_grouped
+from onnxcomp.graph.groups import Group, dependency_groups, select
+from onnxcomp.graph.idle import idle_units, order_without
+from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.tiling import nonzero, operands_of, salience, untileable
+from onnxcomp.linalg.matching import match_coupled
+from onnxcomp.linalg.tiles import tile_sums
+from onnxcomp.model import Model
+from onnxcomp.passbase import Pass, Stage
+from onnxcomp.runtime.feeds import synthetic
+from onnxcomp.runtime.shapes import observed
+
+__all__ = ["Reorder"]
+
+Array = np.ndarray[Any, Any]
+Size = Annotated[int, Field(ge=1)]
+
+# A cost matrix of 4096 x 4096 takes 134 MB. A sweep takes 100 to 300 ns for each unit of the groups' squared
+# sizes; all sweeps are limited by such a count, not by time, so that every machine finds the same orders.
+_MOST_UNITS = 4096
+_MOST_WORK = 2**26
+
+
+class Reorder(Pass):
+    """Permute the channels of the model so that unimportant weights lie together in whole tiles.
+
+    Which channels may be exchanged is known from the dependency groups of the graph: one permutation moves
+    the outputs of all layers that produce a group's channels and the inputs of all that read them. It is
+    folded into the weights: the model computes what it did, and nothing more runs at inference.
+    The permutations are found by tile matching, after Ji et al., "TETRIS: TilE-matching the TRemendous
+    Irregular Sparsity" (NeurIPS 2018), over all layers at once: in each, little of the salience Σ|w| is to
+    lie in the cheapest ``rate`` of its ``block`` tiles.
+    Order alone gains neither time nor bytes; it is what whole tiles can be pruned from.
+
+    In turn:
+
+    1. Channels that are zero already, or that only zeros read, are removed, down to a multiple of the
+       channels that the target's kernels take at once. Channels whose count an operator depends on stay.
+    2. A convolution whose weight falls apart into equal independent blocks becomes a grouped one, where both
+       sides of a block are such multiples.
+    3. Every group that may move gets the order that tile matching finds for it.
+
+    A group keeps its order where something in the graph depends on it (the reason is logged), where no order
+    gains more than ``least_gain``, or where it has more channels than can be matched (4096, and fewer where
+    many groups are large).
+    """
+
+    name: ClassVar[str] = "reorder"
+    stage: ClassVar[Stage] = Stage.REORDER
+    exact: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ("fold",)
+
+    block: tuple[Size, Size] = Field(
+        (8, 8), description="outputs and inputs of a tile; smaller in layers that it would not cut"
+    )
+    rate: float = Field(0.5, gt=0, lt=1, description="part of a layer's tiles that is to be cheap")
+    starts: int = Field(1, ge=1, le=64, description="searches from different orders; the best counts")
+    iterations: int = Field(12, ge=1, le=1000, description="sweeps over all groups in one search")
+    least_gain: float = Field(
+        0.01, ge=0, lt=1, description="part of the salience in cheap tiles that a group's new order must save"
+    )
+
+    def run(self, model: Model, ctx: Context) -> None:
+        """Reorder the model in place; see the class."""
+        multiple = ctx.target.channel_multiple
+        feeds = synthetic(model, ctx.seed) if ctx.data is None else ctx.data.sample()
+        groups = dependency_groups(model, observed(model, feeds))
+        notes = _Notes()
+        _remove_idle(model, groups, feeds, multiple, notes)
+        if _split_diagonal(model, groups, multiple, notes):
+            groups = dependency_groups(model, observed(model, feeds))
+        notes.stuck = _stuck(groups)
+        self._match(model, groups, ctx, notes)
+        for layer in weighted_layers(model):
+            self._decide(ctx, layer, groups, notes)
+
+    def _match(self, model: Model, groups: Sequence[Group], ctx: Context, notes: _Notes) -> None:
+        """Give every group that gains by it another order."""
+        free = [group for group in groups if id(group) not in notes.stuck]
+        layers = [layer for layer in weighted_layers(model) if untileable(layer) is None]
+        operands, tiled = operands_of(layers, free, self.block)
+        sizes = [group.size for group in free]
+        work = self.starts * sum(size**2 for size in sizes)
+        sweeps = max(1, min(self.iterations, _MOST_WORK // max(work, 1)))
+        found = match_coupled(
+            operands, sizes, self.rate, ctx.rng(), self.starts, sweeps, self.least_gain, ctx.progress
+        )
+        for group, order in zip(free, found.orders, strict=True):
+            if not np.array_equal(order, np.arange(group.size)):
+                select(group, order)
+                notes.moved.add(id(group))
+        shares = zip(found.before, found.after, strict=True)
+        for layer, operand, (before, after) in zip(tiled, operands, shares, strict=True):
+            empty = int(np.count_nonzero(tile_sums(salience(layer), operand.block) == 0))
+            notes.results[id(layer.node)] = (
+                f"salience in the {self.rate:.0%} cheapest {operand.block[0]}x{operand.block[1]} tiles "
+                f"{before:.3f} -> {after:.3f}, {empty} all-zero tiles"
+            )
+
+    def _decide(self, ctx: Context, layer: WeightedLayer, groups: Sequence[Group], notes: _Notes) -> None:
+        """Log what became of a layer."""
+        key = id(layer.node)
+        done, seen = notes.done.get(key, []), notes.seen.get(key, [])
+        names = [group.name for group in groups if id(group) in notes.moved and _touches(group, layer)]
+        if names:
+            what = notes.results.get(key, "no tiles of its own")
+            moves = f"moves with {' and '.join(names)}: {what}; order only, no time or bytes gained yet"
+            ctx.act(layer, "permuted", "; ".join([*done, moves, *seen]))
+            return
+        reason = untileable(layer) or self._unmoved(layer, groups, notes)
+        if done:
+            ctx.act(layer, "trimmed", "; ".join([*done, reason, *seen]))
+        else:
+            ctx.skip(layer, "; ".join([reason, *seen]))
+
+    def _unmoved(self, layer: WeightedLayer, groups: Sequence[Group], notes: _Notes) -> str:
+        """Why no group moved a layer that could be tiled."""
+        if (result := notes.results.get(id(layer.node))) is not None:
+            return f"no other order of its channels gains over {self.least_gain:.1%}: {result}"
+        reasons = [notes.stuck.get(id(group)) for group in groups if _touches(group, layer)]
+        return "; ".join(dict.fromkeys(filter(None, reasons))) or "its inputs and outputs cannot be followed"
+
+
+@dataclass(eq=False)
+class _Notes:
+    """What is to be said of layers, by the ids of their nodes.
+
+    Attributes:
+        done: to the layer, before its channels were permuted.
+        seen: in it, without anything being done.
+        results: of tile matching.
+        moved: ids of the groups that were given another order.
+        stuck: by the ids of groups, why they keep their orders whatever there is to gain.
+    """
+
+    done: dict[int, list[str]] = field(default_factory=dict)
+    seen: dict[int, list[str]] = field(default_factory=dict)
+    results: dict[int, str] = field(default_factory=dict)
+    moved: set[int] = field(default_factory=set)
+    stuck: dict[int, str] = field(default_factory=dict)
+
+
+def _stuck(groups: Sequence[Group]) -> dict[int, str]:
+    """Why groups keep their orders: they are pinned, or large, and the smaller ones are work enough."""
+    stuck, work = {}, 0
+    for group in sorted(groups, key=lambda group: group.size):
+        if group.pinned is not None:
+            stuck[id(group)] = group.pinned
+        elif group.size > _MOST_UNITS or work + group.size**2 > _MOST_WORK:
+            stuck[id(group)] = f"its {group.size} channels are too many to be matched"
+        else:
+            work += group.size**2
+    return stuck
+
+
+def _touches(group: Group, layer: WeightedLayer) -> bool:
+    return any(slot.node is layer.node and slot.index == layer.weight_index for slot in group.slots)
+
+
+def _remove_idle(
+    model: Model, groups: Sequence[Group], feeds: Mapping[str, Array], multiple: int, notes: _Notes
+) -> None:
+    """Remove channels that do nothing, as far as the counts stay multiples."""
+    for group, idle in zip(groups, idle_units(model, groups, feeds), strict=True):
+        order = order_without(idle, multiple)
+        if (removed := group.size - len(order)) > 0:
+            select(group, order)
+            for key in dict.fromkeys(id(slot.node) for slot in group.slots):
+                notes.done.setdefault(key, []).append(f"lost {removed} idle channels of {group.name}")
+
+
+def _split_diagonal(model: Model, groups: Sequence[Group], multiple: int, notes: _Notes) -> bool:
+    """Turn block-diagonal convolutions into grouped ones; says whether there were any.
+
+    A dependency group is ordered for one convolution at most.
+    """
+    taken: set[int] = set()
+    for layer in weighted_layers(model):
+        if untileable(layer) is not None or (blocks := equal_blocks(nonzero(layer), multiple)) is None:
+            continue
+        outputs, inputs = (_sole_mover(groups, layer, axis) for axis in (layer.out_axis, layer.in_axis))
+        usable = layer.kind == "Conv" and outputs is not inputs and not {id(outputs), id(inputs)} & taken
+        if outputs is None or inputs is None or not usable:
+            notes.seen.setdefault(id(layer.node), []).append(
+                f"its weight falls apart into {blocks.count} independent blocks, which cannot be used here"
+            )
+            continue
+        select(outputs, blocks.outputs)
+        select(inputs, blocks.inputs)
+        taken |= {id(outputs), id(inputs)}
+        make_grouped(layer, blocks.count)
+        notes.done.setdefault(id(layer.node), []).append(f"split into {blocks.count} groups")
+    return bool(taken)
+
+
+def _sole_mover(groups: Sequence[Group], layer: WeightedLayer, axis: int) -> Group | None:
+    """The group whose units are the channels along a whole axis of the weight, one each, and may move."""
+    for group in groups:
+        for slot in group.slots:
+            if slot.node is layer.node and slot.index == layer.weight_index and slot.axis == axis:
+                whole = np.array_equal(slot.positions, np.arange(layer.shape[axis])[:, None])
+                return group if whole and group.pinned is None else None
+    return None
