@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
@@ -43,7 +43,7 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
     with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
 
         def show(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-            if total is None and hasattr(items, "__len__"):
+            if total is None and isinstance(items, Sized):
                 total = len(items)
             task = bars.add_task(description, total=total)
             try:

@@ -124,4 +124,3 @@ def _decibels(fidelity: Fidelity | None) -> str:
 
 def _times(value: float | None) -> str:
     return _NONE if value is None else f"{value:.2f}x"
-
