@@ -1,0 +1,133 @@
+"""What ONNX Runtime's profiler tells: time by operator, and shapes inside the bodies of If, Loop and Scan."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from onnxcomp.codec import nested_graphs
+from onnxcomp.model import Model
+from onnxcomp.runtime.session import Feeds
+
+__all__ = ["OperatorTime", "body_shapes", "time_by_operator"]
+
+Shape = tuple[int, ...]
+
+_FATAL = 4
+_WITH_BODIES = ("If", "Loop", "Scan")
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """Of all nodes of one operator, after ONNX Runtime's own optimizations.
+
+    Attributes:
+        op: the operator; fused ones have names of ONNX Runtime's.
+        nodes: how many run.
+        ms: milliseconds that one run of the model spends in them.
+    """
+
+    op: str
+    nodes: int
+    ms: float
+
+
+def time_by_operator(model: Model, feeds: Feeds, threads: int = 1, runs: int = 5) -> list[OperatorTime]:
+    """Where the time goes, longest first: the median of some runs after a warm-up.
+
+    Nodes with bodies are left out: the nodes in the bodies are counted.
+
+    Args:
+        model: a model that runs on ``feeds``.
+        feeds: one array for each input.
+        threads: intra-op threads.
+        runs: to measure.
+    """
+    each: dict[tuple[str, str, str], list[float]] = {}
+    for event in _kernel_events(model.serialize(), feeds, threads, runs + 1, optimize=True):
+        details = event["args"]
+        if details["op_name"] not in _WITH_BODIES:
+            node = (details["op_name"], event["name"], details["node_index"])
+            each.setdefault(node, []).append(event["dur"] / 1e3)
+    totals: dict[str, list[float]] = {}
+    for (op, *_), durations in each.items():
+        calls = max(1, len(durations) // (runs + 1))  # more than one inside a loop
+        kept = sorted(durations[calls:] or durations)
+        totals.setdefault(op, []).append(kept[len(kept) // 2] * calls)
+    times = [OperatorTime(op, len(spent), sum(spent)) for op, spent in totals.items()]
+    return sorted(times, key=lambda entry: (-entry.ms, entry.op))
+
+
+def body_shapes(model: Model, feeds: Feeds) -> dict[str, Shape]:
+    """Shapes of the tensors inside bodies that one run executes, which no output of the model can show.
+
+    What a loop computes has its shape of the first iteration. Empty for a model without bodies.
+
+    Args:
+        model: a model that runs on ``feeds``.
+        feeds: one array for each input.
+    """
+    if next(_bodies(model), None) is None:
+        return {}
+    proto = model.proto()
+    tensors: dict[str, onnx.NodeProto] = {}
+    for index, node in enumerate(_nodes(proto.graph)):
+        node.name = f"node{index}"
+        tensors[node.name] = node
+    shapes: dict[str, Shape] = {}
+    for event in _kernel_events(proto.SerializeToString(), feeds, 1, 1, optimize=False):
+        ran = tensors.get(event["name"].removesuffix("_kernel_time"))
+        if ran is not None:
+            _note(shapes, list(ran.input), event["args"].get("input_type_shape", []))
+            _note(shapes, list(ran.output), event["args"].get("output_type_shape", []))
+    return shapes
+
+
+def _bodies(model: Model) -> Iterator[Any]:
+    return (graph for graph in nested_graphs(model.graph) if graph is not model.graph)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _nodes(body)
+
+
+def _note(shapes: dict[str, Shape], names: list[str], described: list[dict[str, list[int]]]) -> None:
+    """Absent optional tensors and those that are no tensors have no entry, so the two must be of one length."""
+    present = [name for name in names if name]
+    if len(present) == len(described):
+        for name, entry in zip(present, described, strict=True):
+            for dims in entry.values():
+                shapes.setdefault(name, tuple(dims))
+
+
+def _kernel_events(
+    model: bytes, feeds: Feeds, threads: int, runs: int, optimize: bool
+) -> Iterator[dict[str, Any]]:
+    """One event for each execution of each node, in the order of time."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_profiling = True
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        for _ in range(runs):
+            session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            yield event
