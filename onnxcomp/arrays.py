@@ -78,22 +78,8 @@ class ArraySource:
         fixed = _fixed_batch(cut, name)
         self.rows = fixed or 1
         self._one_by_one = bool(self._stacked or fixed)
-        if self._stacked and self.rows > 1:
-            raise InputError(
-                f"{name}: the model takes {self.rows} samples at a time; "
-                "stack whole feeds for every input, or for none"
-            )
-        if self._samples % self.rows:
-            raise InputError(
-                f"{name}: holds {self._samples} samples but the model takes {self.rows} at a time; "
-                "give a multiple of that"
-            )
         self._labels = labels
-        if labels is not None and (labels.ndim == 0 or len(labels) != self._samples):
-            raise InputError(
-                f"{name}: labels have shape {labels.shape} but there are {self._samples} samples; "
-                "give one label for each sample"
-            )
+        self._check_samples()
 
     def count(self) -> int:
         return self._samples // self.rows
@@ -115,6 +101,23 @@ class ArraySource:
                 where = f"{self.name}: sample {some[0] * self.rows}"
                 feeds = {entry.name: conform(feeds[entry.name], entry, where) for entry in self.inputs}
             yield feeds
+
+    def _check_samples(self) -> None:
+        if self._stacked and self.rows > 1:
+            raise InputError(
+                f"{self.name}: the model takes {self.rows} samples at a time; "
+                "stack whole feeds for every input, or for none"
+            )
+        if self._samples % self.rows:
+            raise InputError(
+                f"{self.name}: holds {self._samples} samples but the model takes {self.rows} at a time; "
+                "give a multiple of that"
+            )
+        if self._labels is not None and (self._labels.ndim == 0 or len(self._labels) != self._samples):
+            raise InputError(
+                f"{self.name}: labels have shape {self._labels.shape} but there are {self._samples} samples; "
+                "give one label for each sample"
+            )
 
     def _common_length(self) -> int:
         lengths = {key: column.shape[0] for key, column in self._columns.items() if key not in self._constant}

@@ -22,6 +22,8 @@ __all__ = ["Dataset"]
 
 MAX_BATCH = 32
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
 
 class Dataset:
     """Samples for a model: feeds to iterate over as often as needed, and labels where there are any.
@@ -85,7 +87,8 @@ class Dataset:
         """
         inputs = None if model is None else model_inputs(model)
         columns: dict[str, Column] = {key: np.asarray(value) for key, value in arrays.items()}
-        return cls._of(ArraySource("arrays", columns, labels, inputs), model)
+        given = None if labels is None else np.asarray(labels)
+        return cls._of(ArraySource("arrays", columns, given, inputs), model)
 
     @classmethod
     def from_feeds(cls, feeds: Sequence[Mapping[str, Array]], labels: Sequence[Any] | None = None) -> Dataset:
@@ -146,12 +149,18 @@ class Dataset:
     def split(self, fraction: float) -> tuple[Dataset, Dataset]:
         """``fraction`` of the samples to calibrate on, and the others, held out to measure on.
 
-        The held-out samples are spread evenly over the order, whatever the labels; the same split every time.
-        Each part has a sample at least, so a single sample is in both.
+        The held-out samples are one of each of equally long stretches, at places that shift from stretch to
+        stretch (data often repeat their classes in turn), the same every time and whatever the labels. Each
+        part has a sample at least, so a single sample is in both.
         """
         count = len(self._units)
         held = min(max(1, round(count * (1 - fraction))), max(1, count - 1))
-        out = {((2 * index + 1) * count) // (2 * held) for index in range(held)}
+        bounds = [stretch * count // held for stretch in range(held + 1)]
+        shifts = [stretch * _GOLDEN % 1.0 for stretch in range(held)]
+        out = {
+            low + int(shift * (high - low))
+            for low, high, shift in zip(bounds[:-1], bounds[1:], shifts, strict=True)
+        }
         kept = [unit for index, unit in enumerate(self._units) if index not in out]
         return self._select(kept or self._units), self._select([self._units[index] for index in sorted(out)])
 

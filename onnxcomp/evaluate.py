@@ -33,6 +33,7 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 _KEPT_BYTES = 64 * 2**20  # of a reference's outputs
 
+MetricFunction: TypeAlias = Callable[[list[dict[str, Any]], Array | None], float]
 Runnable: TypeAlias = "Model | ort.InferenceSession"
 
 
@@ -71,8 +72,8 @@ class Metric:
 
     Attributes:
         name: as written on the command line.
-        of_outputs: called with all outputs by name, each joined along its first axis (a list of arrays, one
-            for each feed, when their other axes differ), and the labels or None.
+        of_outputs: called with the model's outputs, a dict by name for each feed of the dataset in order
+            (most feeds are batches), and the labels of all samples or None.
         of_fidelity: a figure of the fidelity.
         perfect: the number of a model that equals the original, where ``of_fidelity`` is set.
         higher_is_better: whether a larger number is a better model.
@@ -80,7 +81,7 @@ class Metric:
     """
 
     name: str
-    of_outputs: Callable[[dict[str, Any], Array | None], float] | None = None
+    of_outputs: MetricFunction | None = None
     of_fidelity: Callable[[Fidelity], float] | None = None
     perfect: float = math.nan
     higher_is_better: bool = True
@@ -108,7 +109,10 @@ class Evaluation:
 
     @property
     def drop(self) -> float:
-        """How much worse the compressed model is, in the metric's own unit; negative when it is better."""
+        """How much worse the compressed model is, in the metric's own unit; negative when it is better.
+
+        Against sqnr it is infinite unless the outputs are equal: a budget needs another metric.
+        """
         change = self.metric_original - self.metric_compressed
         return change if self.higher_is_better else -change
 
@@ -120,8 +124,8 @@ class Evaluation:
 class Evaluator:
     """Judges candidates against one reference on the same samples.
 
-    The reference's outputs are kept for the next candidate when they are small, else computed again each time;
-    a candidate's are dropped batch by batch, unless the metric needs them all.
+    The reference's outputs are kept for the next candidate when they are small, else computed again each
+    time; a candidate's are dropped batch by batch, unless the metric needs them all.
 
     Args:
         reference: the original.
@@ -145,7 +149,7 @@ class Evaluator:
         """
         metric = self.metric
         sums = FidelitySums()
-        kept: list[tuple[Outputs, Outputs]] = []
+        kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for pair in zip(self._reference_outputs(), outputs(candidate, self._dataset), strict=True):
             sums.update(*pair)
             if metric.of_outputs is not None:
@@ -164,7 +168,7 @@ class Evaluator:
     def metric(self) -> Metric:
         """The metric given, or the default for this model and these labels."""
         if self._metric is None:
-            self._metric = default_metric(next(self._reference_outputs()), self._dataset.labels)
+            self._metric = default_metric(self._reference_outputs(), self._dataset.labels)
         return self._metric
 
     def _reference_outputs(self) -> Iterator[dict[str, Any]]:
@@ -212,30 +216,38 @@ def metric_named(name: str) -> Metric:
     raise UsageError(f"unknown metric {name!r}; the metrics are {', '.join(_METRICS)} and module:function")
 
 
-def default_metric(sample_outputs: Outputs, labels: Array | None) -> Metric:
-    """top1 where the labels can be classes of the first output, else cosine.
+def default_metric(reference: Iterable[Outputs], labels: Array | None) -> Metric:
+    """top1 where the labels are the classes of the first output, else cosine.
 
-    That is: the labels are a row of integers, and the first output is (N, C) with C above every label.
+    That is: the labels are a row of integers, the first output is (N, C) with C above every label, and its
+    largest score names the label at least as often as always naming the commonest label would (of an
+    embedding, it does not).
+
+    Args:
+        reference: the original's outputs for each feed.
+        labels: of all samples.
     """
-    first = next(iter(sample_outputs.values()), None)
-    classes = first.shape[-1] if isinstance(first, np.ndarray) and first.ndim == 2 else 0
-    if (
-        labels is not None
-        and labels.ndim == 1
-        and labels.dtype.kind in "iu"
-        and classes > labels.max(initial=0)
-    ):
-        return _METRICS["top1"]
-    return _METRICS["cosine"]
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return _METRICS["cosine"]
+    named: list[Array] = []
+    for values in reference:
+        scores = next(iter(values.values()), None)
+        if not isinstance(scores, np.ndarray) or scores.ndim != 2 or scores.shape[1] <= labels.max():
+            return _METRICS["cosine"]
+        named.append(scores.argmax(axis=1))
+    hits = np.concatenate(named)
+    commonest = np.unique(labels, return_counts=True)[1].max()
+    right = len(hits) == len(labels) and np.count_nonzero(hits == labels) >= commonest
+    return _METRICS["top1" if right else "cosine"]
 
 
-def _apply(metric: Metric, batches: list[Outputs], dataset: Dataset) -> float:
+def _apply(metric: Metric, batches: list[dict[str, Any]], dataset: Dataset) -> float:
     assert metric.of_outputs is not None
     labels = dataset.labels
     if metric.needs_labels and labels is None:
         raise InputError(f"metric {metric.name} needs labels; add an array 'labels' to the data")
     try:
-        return float(metric.of_outputs(_joined(batches), labels))
+        return float(metric.of_outputs(batches, labels))
     except InputError:
         raise
     except Exception as error:  # it may be the user's code
@@ -245,33 +257,25 @@ def _apply(metric: Metric, batches: list[Outputs], dataset: Dataset) -> float:
         ) from error
 
 
-def _joined(batches: list[Outputs]) -> dict[str, Any]:
-    joined: dict[str, Any] = {}
-    for name in batches[0]:
-        parts = [batch[name] for batch in batches]
-        alike = all(isinstance(part, np.ndarray) and part.ndim for part in parts)
-        alike = alike and len({part.shape[1:] for part in parts}) == 1
-        joined[name] = np.concatenate(parts) if alike else parts
-    return joined
-
-
-def _top(count: int) -> Callable[[dict[str, Any], Array | None], float]:
-    def share_of_labels_in_top(values: dict[str, Any], labels: Array | None) -> float:
-        name = class_output(values)
-        if labels is None or name is None or values[name].shape[:-1] != labels.shape:
-            wanted = "none" if name is None else f"{values[name].shape}"
-            found = "none" if labels is None else f"{labels.shape}"
+def _top(count: int) -> MetricFunction:
+    def share_of_labels_in_top(batches: list[dict[str, Any]], labels: Array | None) -> float:
+        name = class_output(batches[0])
+        scores = None if name is None else np.concatenate([batch[name] for batch in batches])
+        if labels is None or scores is None or scores.shape[:-1] != labels.shape:
             raise InputError(
-                f"top{count} needs class scores and one integer label for each: "
-                f"scores have shape {wanted}, labels {found}; use another metric"
+                f"top{count} needs class scores and one integer label for each, "
+                f"but scores are {_shape(scores)} and labels {_shape(labels)}; use another metric"
             )
-        scores = values[name]
         own = np.take_along_axis(scores, labels[..., None].astype(np.int64), axis=-1)
         # Ties count against the label, except with itself: a constant output earns nothing.
         ahead = (scores >= own).sum(axis=-1) - 1
         return float(np.mean((ahead < count) & np.isfinite(own[..., 0])))
 
     return share_of_labels_in_top
+
+
+def _shape(array: Array | None) -> str:
+    return "absent" if array is None else f"of shape {array.shape}"
 
 
 def _agreement(result: Fidelity) -> float:

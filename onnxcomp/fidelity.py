@@ -81,10 +81,10 @@ class _OutputSums:
     def cosine(self) -> float:
         if self.nonfinite:
             return 0.0
+        if self.noise == 0.0:
+            return 1.0
         norms = math.sqrt(self.signal) * math.sqrt(self.energy)
-        if norms == 0.0:
-            return 1.0 if self.signal == self.energy else 0.0
-        return min(1.0, max(-1.0, self.product / norms))
+        return min(1.0, max(-1.0, self.product / norms)) if norms else 0.0
 
 
 @dataclass

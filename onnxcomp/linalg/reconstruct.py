@@ -1,12 +1,12 @@
 """Removing inputs of linear layers at the least loss: which ones, and what the others must become.
 
 A layer computes y = W x of inputs with covariance H; the loss of a change is E‖ΔW x‖² = tr(ΔW H ΔWᵀ), with
-constants left out because a bias makes up for them. Removing the inputs g and letting all other weights make up
-for it (Optimal Brain Surgeon, Hassibi and Stork 1993, for blocks) costs
+constants left out because a bias makes up for them. Removing the inputs g and letting all other weights make
+up for it (Optimal Brain Surgeon, Hassibi and Stork 1993, for blocks) costs
 
-    tr(W_g (H⁻¹_gg)⁻¹ W_gᵀ)   and is done by   W ← W − W_g (H⁻¹_gg)⁻¹ H⁻¹_g:
+    tr(W_g (H⁻¹_gg)⁻¹ W_gᵀ)   and is done by   W ← W - W_g (H⁻¹_gg)⁻¹ H⁻¹_g:
 
-after which H⁻¹ ← H⁻¹ − H⁻¹_:g (H⁻¹_gg)⁻¹ H⁻¹_g: is the inverse for the inputs that are left.
+after which H⁻¹ ← H⁻¹ - H⁻¹_:g (H⁻¹_gg)⁻¹ H⁻¹_g: is the inverse for the inputs that are left.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Reader:
 def removal_order(readers: Sequence[Reader], most: int) -> tuple[Array, Array]:
     """Remove units one after the other, each time the one that costs least in all its readers together.
 
-    Losses are relative to the variance of each reader's outputs. To save time H⁻¹ is brought up to date for whole
-    batches of units, exactly so for the best candidates of a batch.
+    Losses are relative to the variance of each reader's outputs. To save time, H⁻¹ is brought up to date for
+    whole batches of units, and for the best candidates of the batch meanwhile.
 
     Returns:
         the first ``most`` units in the order of their removal, and the total loss (most + 1 values from 0 on)
@@ -128,7 +128,7 @@ def _inverse(H: Array) -> Array:
 
 
 def _damped_cholesky(H: Array, damping: float) -> tuple[Array, bool]:
-    """Of H + λI, λ = damping · mean(diag(H)), ten times as much for as long as that is not positive definite."""
+    """Of H + λI with λ = damping · mean(diag(H)), or ten times that until it is positive definite."""
     level = float(np.mean(np.diag(H))) or 1.0
     while True:
         try:
@@ -139,7 +139,7 @@ def _damped_cholesky(H: Array, damping: float) -> tuple[Array, bool]:
 
 
 def least_squares(prior: Array, cross: Array, H: Array, damping: float = DAMPING) -> Array:
-    """The W nearest to ``prior`` that best predicts y from x: argmin E‖y − W x‖² + λ‖W − prior‖².
+    """The W nearest to ``prior`` that best predicts y from x: argmin E‖y - W x‖² + λ‖W - prior‖².
 
     Args:
         prior: (outputs, d), as well as without data.
@@ -152,7 +152,7 @@ def least_squares(prior: Array, cross: Array, H: Array, damping: float = DAMPING
 
 
 def relative_error(W: Array, cross: Array, H: Array, variance: Array) -> float:
-    """E‖y − W x‖² over the variance of y, all centred; ``variance`` is that of each output."""
+    """E‖y - W x‖² over the variance of y, all centred; ``variance`` is that of each output."""
     total = float(variance.sum())
     error = total - 2.0 * float((W * cross).sum()) + float(((W @ H) * W).sum())
     return max(0.0, error) / total if total > 0 else 0.0

@@ -1,21 +1,20 @@
 """H = X Xᵀ of the inputs of a layer: what second-order pruning and quantization need to know of the data.
 
-X has the layer's inputs in its columns, ordered as the columns of ``WeightedLayer.matrix()``: for a
-convolution the patches under the kernel (im2col), else the vectors that the weight matrix multiplies.
+X has the layer's inputs in its columns (see ``layouts``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.runtime.layouts import Layout, layout_of
 
-__all__ = ["Gram", "Layout", "MatMulLayout", "PatchLayout", "layout_of", "rows_at", "spread"]
+__all__ = ["Gram", "enough_columns", "rows_at", "spread"]
 
 Array = np.ndarray[Any, Any]
 
@@ -28,117 +27,6 @@ CHUNK_VALUES = 4 * 2**20  # of X that exist at once
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _PLASTIC = 0.7548776662466927  # 1 / the plastic number: with its square, the even sequence in two dimensions
-
-
-class Layout(Protocol):
-    """How a layer reads its input.
-
-    Attributes:
-        groups: of a grouped convolution; each has its own H.
-        size: d, the inputs of one output.
-    """
-
-    @property
-    def groups(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-
-    def view(self, array: Array) -> tuple[Array, int]:
-        """The input as an array with the positions on its leading axes, and how many axes those are.
-
-        The other axes are the layer's inputs at that position, groups · size values in their order.
-        """
-
-
-@dataclass(frozen=True)
-class MatMulLayout:
-    """A matrix product over the last axis, or the first (Gemm with transA)."""
-
-    size: int
-    transposed: bool = False
-    groups: int = 1
-
-    def view(self, array: Array) -> tuple[Array, int]:
-        array = array.T if self.transposed else array
-        if array.shape[-1] != self.size:
-            raise ValueError(f"input {array.shape} does not end in the {self.size} inputs of the layer")
-        return array, array.ndim - 1
-
-
-@dataclass(frozen=True)
-class PatchLayout:
-    """A convolution over (N, C, *spatial), any number of spatial axes.
-
-    Attributes:
-        pads: begin of every axis, then end of every axis; of no account under ``auto_pad``.
-        auto_pad: NOTSET, VALID, SAME_UPPER or SAME_LOWER.
-    """
-
-    channels: int
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    pads: tuple[int, ...]
-    dilations: tuple[int, ...]
-    groups: int = 1
-    auto_pad: str = "NOTSET"
-
-    @property
-    def size(self) -> int:
-        """Inputs of one output: channels of the group times kernel positions."""
-        return self.channels // self.groups * math.prod(self.kernel)
-
-    def view(self, array: Array) -> tuple[Array, int]:
-        padded = np.pad(array, [(0, 0), (0, 0), *self.padding(array.shape[2:])])
-        spans = [
-            dilation * (kernel - 1) + 1 for kernel, dilation in zip(self.kernel, self.dilations, strict=True)
-        ]
-        axes = tuple(range(2, array.ndim))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
-        starts = tuple(slice(None, None, stride) for stride in self.strides)
-        taps = tuple(slice(None, None, dilation) for dilation in self.dilations)
-        windows = windows[(slice(None), slice(None), *starts, *taps)]  # (N, C, *outputs, *kernel)
-        return np.moveaxis(windows, 1, array.ndim - 1), array.ndim - 1
-
-    def padding(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        """Zeros before and after each spatial axis of these sizes."""
-        rank = len(self.kernel)
-        if self.auto_pad in ("NOTSET", ""):
-            return [(self.pads[axis], self.pads[axis + rank]) for axis in range(rank)]
-        if self.auto_pad == "VALID":
-            return [(0, 0)] * rank
-        padding = []
-        for size, kernel, stride, dilation in zip(
-            sizes, self.kernel, self.strides, self.dilations, strict=True
-        ):
-            total = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
-            small, large = total // 2, total - total // 2
-            padding.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))
-        return padding
-
-
-def layout_of(layer: WeightedLayer) -> Layout:
-    """How a Conv, Gemm or MatMul reads its input.
-
-    Raises:
-        ValueError: a layer of another kind.
-    """
-    attributes = layer.node.attrs
-    if layer.kind == "Conv":
-        kernel = layer.shape[2:]
-        ones = (1,) * len(kernel)
-        return PatchLayout(
-            channels=layer.shape[1] * layer.groups,
-            kernel=kernel,
-            strides=tuple(attributes.get("strides") or ones),
-            pads=tuple(attributes.get("pads") or (0,) * (2 * len(kernel))),
-            dilations=tuple(attributes.get("dilations") or ones),
-            groups=layer.groups,
-            auto_pad=str(attributes.get("auto_pad") or "NOTSET"),
-        )
-    if layer.kind in ("Gemm", "MatMul"):
-        transposed = layer.kind == "Gemm" and bool(attributes.get("transA", 0))
-        return MatMulLayout(layer.shape[layer.in_axis], transposed)
-    raise ValueError(f"{layer.name}: no matrix of inputs is known for {layer.op}")
 
 
 class Gram:
@@ -160,8 +48,7 @@ class Gram:
 
     def __init__(self, layout: Layout, columns: int | None = None) -> None:
         self.layout = layout
-        least = LEAST_COLUMNS if layout.groups == 1 else LEAST_GROUPED_COLUMNS
-        self.columns = max(COLUMNS_PER_INPUT * layout.size, least) if columns is None else columns
+        self.columns = enough_columns(layout) if columns is None else columns
         self.count = 0
         self.matrix: Array = np.zeros((layout.groups, layout.size, layout.size))
         self._updates = 0
@@ -169,7 +56,7 @@ class Gram:
 
     @classmethod
     def for_layer(cls, layer: WeightedLayer, columns: int | None = None) -> Gram:
-        """H of the input ``layer.node.inputs[0]`` of a Conv, Gemm or MatMul.
+        """H of the input ``layer.node.inputs[0]`` of a Conv, ConvTranspose, Gemm or MatMul.
 
         Raises:
             ValueError: a layer of another kind.
@@ -201,6 +88,13 @@ class Gram:
             yield rows_at(view, axes, chosen[start : start + step])
 
 
+def enough_columns(layout: Layout) -> int:
+    """How many columns to use for H."""
+    return max(
+        COLUMNS_PER_INPUT * layout.size, LEAST_COLUMNS if layout.groups == 1 else LEAST_GROUPED_COLUMNS
+    )
+
+
 def spread(total: int, share: int, turn: int) -> Array:
     """Which columns of an update to use: one at a shifting place in each of ``share`` equal stretches.
 
@@ -217,6 +111,6 @@ def spread(total: int, share: int, turn: int) -> Array:
 
 
 def rows_at(view: Array, axes: int, chosen: Array) -> Array:
-    """Columns of X as rows, (n, groups · d): ``view`` and ``axes`` from ``Layout.view``, the chosen positions."""
+    """The chosen columns of X as rows, (n, groups · d); ``view`` and ``axes`` are from ``Layout.view``."""
     rows = view[np.unravel_index(chosen, view.shape[:axes])]
     return rows.reshape(len(rows), -1)

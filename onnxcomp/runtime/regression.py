@@ -11,14 +11,8 @@ import numpy as np
 from onnxcomp.data import Dataset
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
-from onnxcomp.runtime.gram import (
-    CHUNK_VALUES,
-    COLUMNS_PER_INPUT,
-    LEAST_COLUMNS,
-    Layout,
-    rows_at,
-    spread,
-)
+from onnxcomp.runtime.gram import CHUNK_VALUES, enough_columns, rows_at, spread
+from onnxcomp.runtime.layouts import Layout
 from onnxcomp.runtime.session import create, run, with_outputs
 
 __all__ = ["InputMoments", "Regression", "observe_pairs"]
@@ -29,7 +23,7 @@ Array = np.ndarray[Any, Any]
 class InputMoments:
     """Mean and covariance of the inputs x of a layer, over its positions and the samples.
 
-    As ``Gram``, with the same choice of columns, but centred: a layer with a bias can make up for any constant.
+    As ``Gram``, with the same choice of columns, but centred: a bias can make up for any constant.
 
     Attributes:
         layout: how the layer reads its input; groups G, inputs d.
@@ -43,22 +37,23 @@ class InputMoments:
         self._sum: Array = np.zeros((layout.groups, layout.size))
         self._updates = 0
         self._share = 0
-        self._columns = max(COLUMNS_PER_INPUT * layout.size, LEAST_COLUMNS)
 
     @property
     def mean(self) -> Array:
         """Shape (G, d)."""
-        return self._sum / max(1, self.count)
+        mean: Array = self._sum / max(1, self.count)
+        return mean
 
     @property
     def covariance(self) -> Array:
         """Shape (G, d, d)."""
         mean = self.mean
-        return self._second / max(1, self.count) - mean[:, :, None] * mean[:, None, :]
+        covariance: Array = self._second / max(1, self.count) - mean[:, :, None] * mean[:, None, :]
+        return covariance
 
     def expect(self, updates: int) -> None:
         """Spread the columns over so many updates."""
-        self._share = -(-self._columns // max(1, updates))
+        self._share = -(-enough_columns(self.layout) // max(1, updates))
 
     def update(self, array: Array) -> None:
         """Take in the layer's input for one batch."""
@@ -108,17 +103,21 @@ class Regression(InputMoments):
     @property
     def output_mean(self) -> Array:
         """Mean of y, (G, outputs)."""
-        return self._output_sum / max(1, self.count)
+        mean: Array = self._output_sum / max(1, self.count)
+        return mean
 
     @property
     def output_variance(self) -> Array:
         """Variance of y, (G, outputs)."""
-        return self._output_squares / max(1, self.count) - self.output_mean**2
+        variance: Array = self._output_squares / max(1, self.count) - self.output_mean**2
+        return variance
 
     @property
     def cross_covariance(self) -> Array:
         """Covariance of y and x, (G, outputs, d)."""
-        return self._cross / max(1, self.count) - self.output_mean[:, :, None] * self.mean[:, None, :]
+        means = self.output_mean[:, :, None] * self.mean[:, None, :]
+        covariance: Array = self._cross / max(1, self.count) - means
+        return covariance
 
     def update_pair(self, array: Array, original: Array) -> None:
         """Take in the compressed and the original layer's input for the same batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,20 +42,7 @@ def create(
     Raises:
         InputError: ONNX Runtime refuses the model; the message holds its reason.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.intra_op_num_threads = threads or all_cores()
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    if threads == 0:
-        # Threads that spin while they wait take the cores from NumPy between runs. The arena keeps what the
-        # largest run needed, and doubles what it asks for.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_cpu_mem_arena = False
-    for key, value in (config or {}).items():
-        options.add_session_config_entry(key, value)
+    options = _options(threads, optimize, config or {})
     path = model.path if isinstance(model, Model) else None
     try:
         return ort.InferenceSession(_bytes_of(model), options, providers=list(providers))
@@ -87,18 +74,36 @@ def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None
 
 
 def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """The model with these tensors of its main graph as its only outputs; shares nothing with ``proto``.
+    """The model with these tensors of its main graph as its only outputs, less the nodes they do not need.
 
-    ONNX Runtime infers their types itself and keeps their values through its own optimizations.
+    ONNX Runtime infers their types itself and keeps their values through its own optimizations. Nodes that
+    lead to no output it would run all the same. The result shares nothing with ``proto``.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
-    typed = {value.name: value for value in changed.graph.output}
+    graph = changed.graph
+    typed = {value.name: value for value in graph.output}
     outputs = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names)]
     kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
-    del changed.graph.output[:]
-    changed.graph.output.extend(kept)
+    del graph.output[:]
+    graph.output.extend(kept)
+    needed = {value.name for value in kept}
+    for index in reversed(range(len(graph.node))):  # nodes are sorted, so their readers have been seen
+        if needed.intersection(graph.node[index].output):
+            needed.update(_reads(graph.node[index]))
+        else:
+            del graph.node[index]
     return changed
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node and its bodies read; some may be the bodies' own."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (output.name for output in body.output)
+            for nested in body.node:
+                yield from _reads(nested)
 
 
 def all_cores() -> int:
@@ -114,6 +119,24 @@ def reason(error: BaseException) -> str:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"\S*/onnxruntime/\S+ (?:\S+::)?\S+\(.*?\) ", "", text)
     return text.removesuffix(".")
+
+
+def _options(threads: int, optimize: bool, config: Mapping[str, str]) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads or all_cores()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if threads == 0:
+        # Threads that spin while they wait take the cores from NumPy between runs. The arena keeps what the
+        # largest run needed, and doubles what it asks for.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
+    return options
 
 
 def _bytes_of(model: Model | onnx.ModelProto | bytes) -> bytes:

@@ -223,7 +223,10 @@ def _span(low: float, high: float, exponent: int) -> int:
 
 
 def _grid_index(values: Array, exponent: int) -> Array:
-    """floor(values / 2**exponent), int64. Scaling by a power of two is exact in the values' own type."""
+    """floor(values / 2**exponent), int64.
+
+    Scaling by a power of two is exact in the values' own type, but the tiniest of float32 become zero.
+    """
     if values.dtype == np.float32 and abs(exponent) < 126:
         return np.floor(values * np.float32(2.0**-exponent)).astype(np.int64)
     return np.floor(np.ldexp(values.astype(np.float64), -exponent)).astype(np.int64)
