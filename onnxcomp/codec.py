@@ -23,16 +23,7 @@ G_LOGGER.severity = G_LOGGER.ERROR
 
 # Fields that the graphsurgeon objects own: whatever stands in them at export is the truth.
 _MODEL_OWNED = {"graph", "functions", "opset_import", "ir_version", "producer_name", "producer_version"}
-_GRAPH_OWNED = {
-    "node",
-    "name",
-    "doc_string",
-    "initializer",
-    "sparse_initializer",
-    "input",
-    "output",
-    "value_info",
-}
+_GRAPH_OWNED = {"node", "name", "doc_string", "initializer", "sparse_initializer", "input", "output", "value_info"}
 _NODE_OWNED = {"input", "output", "name", "op_type", "domain", "attribute"}
 
 _HELD_ATTRIBUTES = {
@@ -82,9 +73,7 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     graphs = list(nested_graphs(graph))
     for nested, graph_origin in zip(graphs, graph_origins, strict=True):
         vars(nested)["onnx_origin"] = graph_origin
-    for node, node_origin in zip(
-        (node for nested in graphs for node in nested.nodes), node_origins, strict=True
-    ):
+    for node, node_origin in zip((node for nested in graphs for node in nested.nodes), node_origins, strict=True):
         vars(node)["onnx_origin"] = node_origin
     vars(graph)["functions_as_imported"] = _function_texts(graph)
     return graph, header
@@ -135,9 +124,7 @@ def _set_aside(node: onnx.NodeProto) -> _NodeOrigin:
     """The node's origin; attributes that graphsurgeon cannot hold leave the node for it."""
     fields = onnx.NodeProto()
     _copy_fields(node, fields, skip=_NODE_OWNED)
-    documented = {
-        attribute.name: attribute.doc_string for attribute in node.attribute if attribute.doc_string
-    }
+    documented = {attribute.name: attribute.doc_string for attribute in node.attribute if attribute.doc_string}
     aside = []
     for index in reversed(range(len(node.attribute))):
         if not _holds(node.attribute[index]):

@@ -88,13 +88,17 @@ class Regression(InputMoments):
     """How the outputs y = W₀x₀ of the original layer depend on the inputs x of the compressed one.
 
     Attributes:
-        target: the original's weight, (G, outputs, d₀).
+        original: how the original layer reads its input x₀.
+        target: the original's weight W₀, (G, outputs, d₀).
+        columns: for x take these entries of x₀, as if the layers before were perfect; None for the inputs that
+            the compressed model has.
     """
 
-    def __init__(self, layout: Layout, original: Layout, target: Array) -> None:
+    def __init__(self, layout: Layout, original: Layout, target: Array, columns: Array | None = None) -> None:
         super().__init__(layout)
         self.original = original
         self.target = target.astype(np.float32)
+        self.columns = columns
         outputs = target.shape[1]
         self._cross: Array = np.zeros((layout.groups, outputs, layout.size))
         self._output_sum: Array = np.zeros((layout.groups, outputs))
@@ -119,9 +123,14 @@ class Regression(InputMoments):
         covariance: Array = self._cross / max(1, self.count) - means
         return covariance
 
-    def update_pair(self, array: Array, original: Array) -> None:
-        """Take in the compressed and the original layer's input for the same batch."""
-        for rows, rows_0 in self._rows([(self.layout, array), (self.original, original)]):
+    def update_pair(self, array: Array | None, original: Array) -> None:
+        """Take in the compressed (unless there are ``columns``) and the original layer's input for a batch."""
+        inputs = [(self.original, original)]
+        if self.columns is None and array is not None:
+            inputs.append((self.layout, array))
+        for chunk in self._rows(inputs):
+            rows_0 = chunk[0]
+            rows = chunk[-1] if self.columns is None else np.ascontiguousarray(rows_0[:, :, self.columns])
             self._add(rows)
             outputs = rows_0 @ self.target.swapaxes(1, 2)  # (G, n, outputs)
             self._cross += outputs.swapaxes(1, 2) @ rows
@@ -145,15 +154,19 @@ def observe_pairs(
         InputError: a model does not run on the data.
     """
     names = list(wanted)
-    sessions = [create(with_outputs(model.proto(), names)) for model in (compressed, original)]
+    own = [name for name in names if any(regression.columns is None for regression in wanted[name])]
+    session, session_0 = (
+        create(with_outputs(compressed.proto(), own)),
+        create(with_outputs(original.proto(), names)),
+    )
     for regressions in wanted.values():
         for regression in regressions:
             regression.expect(dataset.batches)
     for feeds in progress(dataset.feeds(), "reconstructing", dataset.batches):
-        values, values_0 = (run(session, feeds, names) for session in sessions)
+        values, values_0 = run(session, feeds, own), run(session_0, feeds, names)
         for name in names:
             for regression in wanted[name]:
-                regression.update_pair(values[name], values_0[name])
+                regression.update_pair(values.get(name), values_0[name])
 
 
 def _float(array: Array) -> Array:
