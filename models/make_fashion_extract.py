@@ -21,10 +21,12 @@ def main() -> None:
     """Write both files next to this script."""
     packages = Packages(cache_root())
     images, labels = fashion.calibration(packages)
-    save_samples(HERE / "fashion_calibration.npz", compress=True, image=images, labels=labels)
+    save_samples(HERE / "fashion_calibration.npz", {"image": images, "labels": labels}, compress=True)
     images, labels = fashion.load(packages, "t10k")
     chosen = pick_evenly(labels, 100, np.random.default_rng(SEED))
-    save_samples(HERE / "fashion_test.npz", compress=True, image=images[chosen], labels=labels[chosen])
+    save_samples(
+        HERE / "fashion_test.npz", {"image": images[chosen], "labels": labels[chosen]}, compress=True
+    )
     for path in sorted(HERE.glob("fashion_*.npz")):
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 

@@ -2,7 +2,8 @@
 
     onnxcomp ~/.cache/onnxcomp/minilm/minilm.onnx --metric minilm_metric:probe_accuracy ...
 
-fetch.py trains the probe on embeddings of the fp32 model, from sentences that are in no other file, and freezes it.
+fetch.py trains the probe on embeddings that the fp32 model gives to sentences of neither sample file, and
+freezes it.
 """
 
 import functools

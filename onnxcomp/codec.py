@@ -76,6 +76,7 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     for node, node_origin in zip((node for nested in graphs for node in nested.nodes), node_origins, strict=True):
         vars(node)["onnx_origin"] = node_origin
     vars(graph)["functions_as_imported"] = _function_texts(graph)
+    vars(graph)["ir_as_imported"] = proto.ir_version
     return graph, header
 
 
@@ -96,7 +97,20 @@ def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
         tensor.name not in inputs for tensor in exported.graph.initializer
     ):
         exported.ir_version = _MIN_IR_FOR_FREE_INITIALIZERS
+    if vars(graph).get("ir_as_imported", exported.ir_version) < _MIN_IR_FOR_FREE_INITIALIZERS:
+        _free_initializers(exported)
     return exported
+
+
+def _free_initializers(exported: onnx.ModelProto) -> None:
+    """Where a newer IR says so, an initializer that is an input is a default that a caller may override, and the
+    runtime optimizes nothing behind it; in the model's own IR, being an input meant nothing."""
+    if exported.ir_version < _MIN_IR_FOR_FREE_INITIALIZERS:
+        return
+    initializers = {tensor.name for tensor in exported.graph.initializer}
+    for index in reversed(range(len(exported.graph.input))):
+        if exported.graph.input[index].name in initializers:
+            del exported.graph.input[index]
 
 
 def nested_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:

@@ -32,7 +32,7 @@ def export(
         torch.onnx.export(
             module.eval(),
             arguments,
-            stream,
+            stream,  # type: ignore[arg-type]  # any stream will do, says the documentation
             input_names=list(inputs),
             output_names=[output],
             dynamic_axes=dynamic,
@@ -76,10 +76,12 @@ def set_metadata(path: Path, **entries: str) -> None:
 
 
 def _restore_equal_weights(model: onnx.ModelProto) -> None:
-    """Give every parameter its own initializer again; the exporter stores equal ones once, behind Identity."""
+    """Give every parameter its own initializer; the exporter stores equal ones once, behind Identity."""
     initializers = {initializer.name: initializer for initializer in model.graph.initializer}
-    aliases = [node for node in model.graph.node if node.op_type == "Identity" and node.input[0] in initializers]
-    for node in aliases:
+    identities = [node for node in model.graph.node if node.op_type == "Identity"]
+    for node in identities:
+        if node.input[0] not in initializers:
+            continue
         copy = model.graph.initializer.add()
         copy.CopyFrom(initializers[node.input[0]])
         copy.name = node.output[0]
@@ -87,8 +89,8 @@ def _restore_equal_weights(model: onnx.ModelProto) -> None:
 
 
 def _name_folded_weights(model: onnx.ModelProto) -> None:
-    """Rename tensors that the exporter made up, such as ``onnx::Conv_108``, after the module of their node."""
-    made_up = {item.name for item in model.graph.initializer if item.name.startswith("onnx::")}
+    """Rename weights that the exporter numbered, such as ``onnx::Conv_108``, after their node."""
+    numbered = {item.name for item in model.graph.initializer if item.name.startswith("onnx::")}
     renamed: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
@@ -98,7 +100,7 @@ def _name_folded_weights(model: onnx.ModelProto) -> None:
         pairs = zip(scopes, [*scopes[1:], ""], strict=False)
         module = ".".join(scope for scope, following in pairs if not following.startswith(scope + "."))
         for name, role in zip(node.input[1:], ("weight", "bias"), strict=False):
-            if name in made_up:
+            if name in numbered:
                 renamed.setdefault(name, f"{module}.{role}")
     for initializer in model.graph.initializer:
         initializer.name = renamed.get(initializer.name, initializer.name)

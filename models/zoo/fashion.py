@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 training and 10,000 test images, MIT licence, Debian package dataset-fashion-mnist."""
+"""Fashion-MNIST: 60,000 training and 10,000 test images (MIT), Debian package dataset-fashion-mnist."""
 
 from pathlib import Path
 

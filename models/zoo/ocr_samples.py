@@ -1,9 +1,17 @@
 """Samples for the three PP-OCR models: lines to read, lines upright or upside down, pages with text."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from zoo.text_lines import TextSource, draw_line, model_input, random_colours, random_text, scaled_to_height
+from zoo.text_lines import (
+    TextSource,
+    draw_line,
+    model_input,
+    random_colours,
+    random_font,
+    random_text,
+    scaled_to_height,
+)
 
 LINE_HEIGHT = 48
 LINE_WIDTH = 320
@@ -16,7 +24,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 def reading_samples(source: TextSource, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 [count, 3, 48, 320] and the texts; each line fits without being squeezed."""
     rng = np.random.default_rng(seed)
-    inputs, texts = [], []
+    inputs: list[np.ndarray] = []
+    texts: list[str] = []
     while len(inputs) < count:
         text = random_text(source, rng, int(rng.integers(4, 20)))
         image = scaled_to_height(draw_line(text, source, rng), LINE_HEIGHT, 10_000)
@@ -26,14 +35,14 @@ def reading_samples(source: TextSource, count: int, seed: int) -> tuple[np.ndarr
     return np.stack(inputs), np.array(texts)
 
 
-def ragged_reading_samples(source: TextSource, count: int, seed: int) -> list[tuple[np.ndarray, str]]:
-    """Return (float32 [1, 3, 48, width], text) with the width that the text needs."""
+def ragged_reading_samples(source: TextSource, count: int, seed: int) -> list[np.ndarray]:
+    """Return lines float32 [1, 3, 48, width], each with the width that its text needs."""
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(count):
         text = random_text(source, rng, int(rng.integers(4, 40)))
         image = scaled_to_height(draw_line(text, source, rng), LINE_HEIGHT, 10_000)
-        samples.append((model_input(image, -(-image.width // 8) * 8)[None], text))
+        samples.append(model_input(image, -(-image.width // 8) * 8)[None])
     return samples
 
 
@@ -71,9 +80,10 @@ def _draw_page(
     plain = rng.random() < 0.5
     page = Image.new("RGB", (PAGE_SIDE, PAGE_SIDE), paper) if plain else Image.fromarray(background)
     draw = ImageDraw.Draw(page)
-    boxes, top = [], int(rng.integers(8, 40))
+    boxes: list[Box] = []
+    top = int(rng.integers(8, 40))
     while True:
-        font = ImageFont.truetype(str(source.fonts[rng.integers(len(source.fonts))]), int(rng.integers(14, 30)))
+        font = random_font(source, rng, 14, 29)
         text = random_text(source, rng, int(rng.integers(4, 18)))
         left = int(rng.integers(6, 40))
         x0, y0, x1, y1 = (round(value) for value in draw.textbbox((left, top), text, font=font))

@@ -35,7 +35,8 @@ class Packages:
     def npm(self, name: str, version: str) -> Path:
         """Return the ``package`` folder of an npm package."""
         key = "npm-" + name.replace("/", "-").lstrip("@") + "-" + version
-        return self._unpacked(key, ["npm", "pack", "--silent", f"{name}@{version}"], _extract_archive) / "package"
+        command = ["npm", "pack", "--silent", f"{name}@{version}"]
+        return self._unpacked(key, command, _extract_archive) / "package"
 
     def debian(self, name: str) -> Path:
         """Return the root of an unpacked Debian package, in whatever version the local release offers."""

@@ -29,9 +29,9 @@ def photographs(packages: Packages) -> tuple[list[Path], list[Path]]:
 
 def read_photograph(path: Path) -> Image.Image:
     """Return an RGB image of at most 1600 pixels in its longer side."""
-    image = Image.open(path)
-    image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # lets JPEG decode at a fraction of the size
-    image = image.convert("RGB")
+    file = Image.open(path)
+    file.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # lets JPEG decode at a fraction of the size
+    image = file.convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return image
 

@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
 
 class FashionResNet(nn.Module):
-    """Stem of 32 channels at 28x28, two blocks of 64 at 14x14, two blocks of 128 at 7x7, pooling, classifier."""
+    """Stem of 32 channels at 28x28, two blocks of 64 at 14x14, two of 128 at 7x7, pooling, classifier."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

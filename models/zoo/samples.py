@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 
-def save_samples(path: Path, compress: bool = False, **arrays: np.ndarray) -> None:
+def save_samples(path: Path, arrays: dict[str, np.ndarray], compress: bool = False) -> None:
     """Write an ``.npz`` so that no reader ever sees half of it; equal arrays give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     write = np.savez_compressed if compress else np.savez
-    write(partial, **arrays)
+    write(partial, allow_pickle=False, **arrays)
     partial.replace(path)
 
 

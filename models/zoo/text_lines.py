@@ -52,17 +52,24 @@ def _random_piece(source: TextSource, rng: np.random.Generator) -> str:
 
 def draw_line(text: str, source: TextSource, rng: np.random.Generator) -> Image.Image:
     """Return an RGB picture of one line: random font, size, margins, colours, blur and noise."""
-    font_size = int(rng.integers(14, 45))
-    font = ImageFont.truetype(str(source.fonts[rng.integers(len(source.fonts))]), font_size)
+    font = random_font(source, rng, 14, 44)
     left, top, right, bottom = font.getbbox(text)
     margins = rng.integers(2, 8, 2)
     size = (int(right - left + 2 * margins[0]), int(bottom - top + 2 * margins[1]))
     paper, ink = random_colours(rng)
     image = Image.new("RGB", size, paper)
     ImageDraw.Draw(image).text((margins[0] - left, margins[1] - top), text, font=font, fill=ink)
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, font_size / 40)))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, font.size / 40)))
     noisy = np.asarray(image) + rng.normal(0, rng.uniform(0, 18), (size[1], size[0], 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def random_font(
+    source: TextSource, rng: np.random.Generator, smallest: int, largest: int
+) -> ImageFont.FreeTypeFont:
+    """Return one of the fonts in a random size in pixels."""
+    path = source.fonts[rng.integers(len(source.fonts))]
+    return ImageFont.truetype(str(path), int(rng.integers(smallest, largest + 1)))
 
 
 def random_colours(rng: np.random.Generator) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -17,7 +17,7 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     for name in ("fashion_resnet.onnx", "fashion_resnet_bn.onnx"):
         shutil.copyfile(MODELS / name, folder / name)
     images, labels = fashion.calibration(packages)
-    save_samples(folder / "calibration.npz", image=images, labels=labels)
+    save_samples(folder / "calibration.npz", {"image": images, "labels": labels})
     images, labels = fashion.load(packages, "t10k")
-    save_samples(folder / "test.npz", image=images, labels=labels)
+    save_samples(folder / "test.npz", {"image": images, "labels": labels})
     return {"top-1": top1(run_model(folder / "fashion_resnet.onnx", {"image": images}), labels)}

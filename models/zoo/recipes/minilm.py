@@ -1,4 +1,4 @@
-"""MiniLM-L6 sentence encoder with sentences of Rotten Tomatoes reviews and a frozen probe of their sentiment."""
+"""MiniLM-L6 sentence encoder with sentences of Rotten Tomatoes reviews and a frozen sentiment probe."""
 
 import csv
 from pathlib import Path
@@ -87,10 +87,10 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
         return {name: values[chosen] for name, values in inputs.items()}, labels[chosen]
 
     feeds, sentiments = part(0, CALIBRATION)
-    save_samples(folder / "calibration.npz", labels=sentiments, **feeds)
+    save_samples(folder / "calibration.npz", feeds | {"labels": sentiments})
     feeds, sentiments = part(CALIBRATION + TEST, PROBE)
     probe = train_probe(first_output(run_model(model, feeds)), sentiments)
-    save_samples(folder / "probe.npz", weights=probe[0], bias=np.array(probe[1]))
+    save_samples(folder / "probe.npz", {"weights": probe[0], "bias": np.array(probe[1])})
     feeds, sentiments = part(CALIBRATION, TEST)
-    save_samples(folder / "test.npz", labels=sentiments, **feeds)
+    save_samples(folder / "test.npz", feeds | {"labels": sentiments})
     return {"probe accuracy": minilm_metric.probe_accuracy(run_model(model, feeds), sentiments, probe)}

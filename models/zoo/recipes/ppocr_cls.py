@@ -20,7 +20,7 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     shutil.copyfile(rapidocr_models(packages) / "ch_ppocr_mobile_v2.0_cls_infer.onnx", model)
     source = text_source(packages)
     inputs, labels = turn_samples(source, 128, SEED)
-    save_samples(folder / "calibration.npz", x=inputs, labels=labels)
+    save_samples(folder / "calibration.npz", {"x": inputs, "labels": labels})
     inputs, labels = turn_samples(source, 500, SEED + 1)
-    save_samples(folder / "test.npz", x=inputs, labels=labels)
+    save_samples(folder / "test.npz", {"x": inputs, "labels": labels})
     return {"top-1": top1(run_model(model, {"x": inputs}), labels)}

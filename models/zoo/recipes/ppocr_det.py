@@ -31,7 +31,7 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     shutil.copyfile(rapidocr_models(packages) / "ch_PP-OCRv4_det_infer.onnx", model)
     source, (calibration, test) = text_source(packages), photographs(packages)
     pages, _ = page_samples(source, random_crops(calibration, 48, PAGE_SIDE, SEED), SEED)
-    save_samples(folder / "calibration.npz", x=pages)
+    save_samples(folder / "calibration.npz", {"x": pages})
     pages, boxes = page_samples(source, random_crops(test, 96, PAGE_SIDE, SEED + 1), SEED + 1)
-    save_samples(folder / "test.npz", x=pages)
+    save_samples(folder / "test.npz", {"x": pages})
     return {"line recall": line_recall(first_output(run_model(model, {"x": pages}, batch=8)), boxes)}

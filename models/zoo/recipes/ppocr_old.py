@@ -10,7 +10,7 @@ from zoo.photographs import photographs, random_crops
 from zoo.samples import save_samples
 from zoo.text_lines import text_source
 
-LICENCE = "models Apache-2.0 (PaddleOCR), packaged under MIT; photographs: free licences of their Debian packages"
+LICENCE = "models Apache-2.0 (PaddleOCR), packaged under MIT; photographs: licences of their Debian packages"
 SEED = 20240508
 FILES = {
     "det": "ch_PP-OCRv4_det_infer.onnx",
@@ -29,9 +29,9 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     for part, count, files in zip(("calibration", "test"), (32, 64), photographs(packages), strict=True):
         seed = SEED + count
         pages, _ = page_samples(source, random_crops(files, count, PAGE_SIDE, seed), seed)
-        save_samples(folder / "det" / f"{part}.npz", x=pages)
+        save_samples(folder / "det" / f"{part}.npz", {"x": pages})
         lines, texts = reading_samples(source, count, seed)
-        save_samples(folder / "rec" / f"{part}.npz", x=lines, labels=texts)
+        save_samples(folder / "rec" / f"{part}.npz", {"x": lines, "labels": texts})
         turned, labels = turn_samples(source, count, seed)
-        save_samples(folder / "cls" / f"{part}.npz", x=turned, labels=labels)
+        save_samples(folder / "cls" / f"{part}.npz", {"x": turned, "labels": labels})
     return {"cls top-1": top1(run_model(folder / "cls" / "cls.onnx", {"x": turned}), labels)}

@@ -25,11 +25,11 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     shutil.copyfile(rapidocr_models(packages) / "ch_PP-OCRv4_rec_infer.onnx", model)
     source = text_source(packages)
     inputs, texts = reading_samples(source, 128, SEED)
-    save_samples(folder / "calibration.npz", x=inputs, labels=texts)
-    for index, (line, text) in enumerate(ragged_reading_samples(source, 128, SEED + 1)):
-        save_samples(folder / "calibration_ragged" / f"{index:03d}.npz", x=line)
+    save_samples(folder / "calibration.npz", {"x": inputs, "labels": texts})
+    for index, line in enumerate(ragged_reading_samples(source, 128, SEED + 1)):
+        save_samples(folder / "calibration_ragged" / f"{index:03d}.npz", {"x": line})
     inputs, texts = reading_samples(source, 400, SEED + 2)
-    save_samples(folder / "test.npz", x=inputs, labels=texts)
+    save_samples(folder / "test.npz", {"x": inputs, "labels": texts})
     outputs, characters = run_model(model, {"x": inputs}, batch=16), ppocr_metric.character_list(model)
     return {
         "line accuracy": ppocr_metric.line_accuracy(outputs, texts, characters),

@@ -1,4 +1,4 @@
-"""silero-vad, a voice detector whose weights sit inside the bodies of If nodes, with spoken test sounds of ALSA.
+"""silero-vad, a voice detector with its weights inside the bodies of If nodes, and spoken sounds of ALSA.
 
 The state of the detector has its batch on the second axis, so the samples are folders of single feeds.
 """
@@ -23,10 +23,10 @@ def read_sound(path: Path) -> np.ndarray:
     """Return a mono float32 sound in [-1, 1] at 16 kHz."""
     with wave.open(str(path)) as file:
         values = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(np.float32) / 32768
-        values = values.reshape(-1, file.getnchannels()).mean(axis=1)
+        values = np.mean(values.reshape(-1, file.getnchannels()), axis=1)
         factor = file.getframerate() // RATE
     # The mean of neighbours is a low-pass filter that is good enough for speech at a third of the rate.
-    return values[: len(values) // factor * factor].reshape(-1, factor).mean(axis=1)
+    return np.asarray(values[: len(values) // factor * factor].reshape(-1, factor).mean(axis=1))
 
 
 def spoken_mixture(sounds: list[Path], rng: np.random.Generator) -> np.ndarray:
@@ -46,14 +46,14 @@ def record_feeds(model: Path, sound: np.ndarray, folder: Path) -> np.ndarray:
     for index in range(len(sound) // CHUNK):
         window = padded[None, index * CHUNK : (index + 1) * CHUNK + CONTEXT]
         feed = {"input": window, "state": state, "sr": rate}
-        save_samples(folder / f"{index:04d}.npz", **feed)
+        save_samples(folder / f"{index:04d}.npz", feed)
         probability, state = session.run(["output", "stateN"], feed)
         probabilities.append(probability[0, 0])
     return np.array(probabilities)
 
 
 def prepare(packages: Packages, folder: Path) -> dict[str, float]:
-    """Fill the folder; return the share of chunks with voice in the test sound (about half of it is speech)."""
+    """Fill the folder; return the share of chunks with voice; about half of the test sound is speech."""
     model = folder / "silero_vad.onnx"
     shutil.copyfile(packages.pypi("silero-vad", "6.2.3") / "silero_vad/data/silero_vad.onnx", model)
     root = packages.debian("alsa-utils") / "usr/share/sounds/alsa"

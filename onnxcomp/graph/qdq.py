@@ -1,0 +1,156 @@
+"""QuantizeLinear and DequantizeLinear written into a graph."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcomp.graph.constants import value_of
+from onnxcomp.graph.edit import Names, detach
+from onnxcomp.graph.integer_plan import GATE_LEVELS
+from onnxcomp.graph.layers import WeightedLayer, layer_name
+from onnxcomp.linalg.int8 import Int8Weights
+from onnxcomp.linalg.ranges import grid
+
+__all__ = ["QdqWriter"]
+
+Array = np.ndarray[Any, Any]
+
+
+class QdqWriter:
+    """Adds pairs of QuantizeLinear and DequantizeLinear; ``finish`` puts the new nodes in order.
+
+    Scales and zero points of the same value are stored once. Weights carry no zero point unless a fusion
+    asks for one: it is zero where DequantizeLinear reads signed integers.
+    """
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._graph = graph
+        self._names = Names(graph)
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], gs.Constant] = {}
+        self._before: dict[int, list[gs.Node]] = defaultdict(list)
+        self._after: dict[int, list[gs.Node]] = defaultdict(list)
+        self._first: list[gs.Node] = []
+
+    def result(self, tensor: gs.Tensor, scale: float, zero_point: int) -> None:
+        """Quantize what a node writes to ``tensor``: its readers, and the graph's, get the rounded values."""
+        producer = tensor.inputs[0]
+        producer.name = layer_name(producer)  # the reports' name for it, which else changes with its output
+        raw = self._variable(tensor.name + "_float")
+        position = next(index for index, item in enumerate(producer.outputs) if item is tensor)
+        producer.outputs[position] = raw
+        self._after[id(producer)] += self._pair(raw, tensor, scale, zero_point)
+
+    def reading(self, tensor: gs.Tensor, scale: float, zero_point: int, readers: set[int]) -> None:
+        """Quantize ``tensor`` for some of its readers (``id`` of nodes); the others see it as it is."""
+        rounded = self._variable(tensor.name + "_rounded")
+        for node in list(tensor.outputs):
+            if id(node) in readers:
+                for index, item in enumerate(node.inputs):
+                    if item is tensor and self._reads_activation(node, index):
+                        node.inputs[index] = rounded
+        pair = self._pair(tensor, rounded, scale, zero_point)
+        if tensor.inputs:
+            self._after[id(tensor.inputs[0])] += pair
+        else:
+            self._first += pair
+
+    def gate(self, node: gs.Node) -> None:
+        """Replace a HardSigmoid: clip(a · x + b, 0, 1) is what reading x on another grid of 0 … 255 gives."""
+        source, target = node.inputs[0], node.outputs[0]
+        slope, offset = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+        detach(node)
+        codes = gs.Variable(self._names.new(target.name + "_uint8"), np.dtype(np.uint8), _shape(target))
+        reading = self._grid(1.0 / (GATE_LEVELS * slope), int(np.rint(GATE_LEVELS * offset)))
+        meaning = self._grid(1.0 / GATE_LEVELS, 0)
+        self._after[id(node)] += [
+            self._node("QuantizeLinear", [source, *reading], codes),
+            self._node("DequantizeLinear", [codes, *meaning], target),
+        ]
+
+    def operand(self, node: gs.Node, index: int) -> None:
+        """Hold a constant operand as integers."""
+        value = np.asarray(value_of(node.inputs[index]), np.float32)
+        scale, zero_point = grid(float(value.min(initial=0)), float(value.max(initial=0)))
+        codes = np.clip(np.rint(value / np.float32(scale)) + zero_point, 0, 255).astype(np.uint8)
+        constant = gs.Constant(self._names.new(node.inputs[index].name + "_uint8"), codes)
+        real = self._variable(constant.name + "_float")
+        node.inputs[index] = real
+        inputs = [constant, *self._grid(scale, zero_point)]
+        self._before[id(node)].append(self._node("DequantizeLinear", inputs, real))
+
+    def weight(self, layer: WeightedLayer, weights: Int8Weights) -> str:
+        """Let the layer read these weights; returns the name of their constant."""
+        shape = layer.shape
+        codes = weights.codes.reshape(shape[layer.out_axis], -1)
+        if layer.kind == "Conv":
+            array = codes.reshape(shape)
+        else:
+            array = np.ascontiguousarray(np.moveaxis(codes, 0, layer.out_axis))
+        name = self._names.new(layer.weight.name + "_int8")
+        output = self._dequantized(layer, gs.Constant(name, array), weights.scales, layer.out_axis)
+        if layer.kind == "Gemm":  # the one operator whose fusion asks for it
+            output.inputs[0].inputs.append(self._constant("zeros", np.zeros(len(weights.scales), np.int8)))
+        layer.node.inputs[layer.weight_index] = output
+        return name
+
+    def bias(self, layer: WeightedLayer, codes: Array, scales: Array) -> None:
+        """Let the layer read this bias, int32, shape (channels,)."""
+        name = self._names.new(layer.weight.name + "_bias_int32")
+        output = self._dequantized(layer, gs.Constant(name, codes), scales, 0)
+        if len(layer.node.inputs) > 2:
+            layer.node.inputs[2] = output
+        else:
+            layer.node.inputs.append(output)
+
+    def finish(self) -> None:
+        """Put the new nodes where the graph's order wants them and drop what nobody reads any more."""
+        nodes = list(self._first)
+        for node in self._graph.nodes:
+            nodes += [*self._before[id(node)], node, *self._after[id(node)]]
+        self._graph.nodes = nodes
+        self._graph.cleanup()
+
+    def _reads_activation(self, node: gs.Node, index: int) -> bool:
+        """Operators that take shapes or indices beside the activation read those as they are."""
+        return index == 0 or node.op in ("Add", "Mul", "Concat")
+
+    def _pair(self, source: gs.Tensor, target: gs.Tensor, scale: float, zero_point: int) -> list[gs.Node]:
+        step, zero = self._grid(scale, zero_point)
+        codes = gs.Variable(self._names.new(target.name + "_uint8"), np.dtype(np.uint8), _shape(target))
+        return [
+            self._node("QuantizeLinear", [source, step, zero], codes),
+            self._node("DequantizeLinear", [codes, step, zero], target),
+        ]
+
+    def _grid(self, scale: float, zero_point: int) -> tuple[gs.Constant, gs.Constant]:
+        return self._constant("scale", np.float32(scale)), self._constant("zero", np.uint8(zero_point))
+
+    def _dequantized(self, layer: WeightedLayer, codes: gs.Constant, scales: Array, axis: int) -> gs.Tensor:
+        output = self._variable(codes.name + "_float")
+        step = self._constant("scales", scales)
+        node = self._node("DequantizeLinear", [codes, step], output)
+        node.attrs["axis"] = axis
+        self._before[id(layer.node)].append(node)
+        return output
+
+    def _node(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor) -> gs.Node:
+        return gs.Node(op, self._names.new(output.name + "_" + op[0]), inputs=inputs, outputs=[output])
+
+    def _variable(self, name: str) -> gs.Variable:
+        return gs.Variable(self._names.new(name), np.dtype(np.float32))
+
+    def _constant(self, prefix: str, value: Any) -> gs.Constant:
+        array = np.asarray(value)
+        key = (str(array.dtype), array.tobytes(), array.shape)
+        if key not in self._constants:
+            name = self._names.new(f"{prefix}_{len(self._constants)}")
+            self._constants[key] = gs.Constant(name, array)
+        return self._constants[key]
+
+
+def _shape(tensor: gs.Tensor) -> Any:
+    return None if isinstance(tensor, gs.Constant) else tensor.shape

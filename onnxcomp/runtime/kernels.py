@@ -1,0 +1,47 @@
+"""Which operators ONNX Runtime makes of a model when it loads it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from onnxcomp.errors import InputError
+from onnxcomp.runtime.session import reason
+
+__all__ = ["Kernel", "optimized_kernels"]
+
+_FATAL = 4
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A node of the optimized graph."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
+    """The nodes of the main graph after all of ONNX Runtime's optimizations on this machine, in order.
+
+    Raises:
+        InputError: ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the binding raises a dozen classes that share no base
+            raise InputError(f"the model: ONNX Runtime cannot load it: {reason(error)}") from None
+        graph = onnx.load_model(path, load_external_data=False).graph
+    return [Kernel(node.op_type, node.name, tuple(node.input), tuple(node.output)) for node in graph.node]

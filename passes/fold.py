@@ -1,0 +1,96 @@
+"""fold: compute once what the model computes from constants alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from onnxcomp.context import Context
+from onnxcomp.graph.absorb import Absorbed, absorb_affine
+from onnxcomp.graph.absorb_input import absorb_input_affine
+from onnxcomp.graph.activations import recognize_hard_sigmoids
+from onnxcomp.graph.folding import evaluate_constants, fold_static_shapes, lift_constants
+from onnxcomp.graph.inferred import infer_types
+from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.noops import remove_noops
+from onnxcomp.model import Model
+from onnxcomp.passbase import Pass, Stage
+
+__all__ = ["Fold"]
+
+# Each round can expose a constant to the next; real exports settle in two or three.
+_ROUNDS = 8
+
+
+class Fold(Pass):
+    """Fold constants, batch normalizations and no-ops; every output stays the same to float rounding.
+
+    Most of the other passes see only weights that stand in initializers, next to the layer that uses them.
+    Rules:
+
+    1. A ``Constant`` node becomes an initializer of the graph it stands in (If, Loop and Scan bodies
+       included). Not when it is a graph output, or when only nested graphs read it (each would get a copy).
+    2. A deterministic standard operator whose inputs are all constant is computed by ONNX Runtime, in bodies
+       too. Not when the file would grow by more than 4 KiB (Expand, a second layout of a shared weight), and
+       never ``DequantizeLinear``, which is how quantized weights are stored.
+    3. ``Shape`` of a tensor whose dimensions follow from the declared graph inputs becomes a constant, and
+       so does a Gather or Slice of the known part of a partly dynamic shape. Dimensions that were only seen
+       in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
+    4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
+       bias of the Conv, ConvTranspose or Gemm before them. Not when that layer's output is read elsewhere or
+       is a graph output, when its weight is shared or in half precision, or after a MatMul.
+       Mul by one constant, or one per channel, moves into the layers behind it in the same way, and so does
+       Add into a Conv without padding; between a Mul and a padded Conv the Add stays and is divided.
+    5. ``Identity``, ``Dropout`` at inference, a ``Cast`` to the same type, an identity ``Transpose`` and a
+       ``Reshape`` to the same static shape go; consecutive Transposes and Reshapes become one. Names of graph
+       outputs survive.
+    6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
+    7. Nodes that no output depends on go; graph inputs stay.
+    """
+
+    name: ClassVar[str] = "fold"
+    stage: ClassVar[Stage] = Stage.FOLD
+    exact: ClassVar[bool] = True
+
+    def run(self, model: Model, ctx: Context) -> None:
+        graph = model.graph
+        lifted: set[int] = set()
+        computed: set[int] = set()
+        absorbed: list[Absorbed] = []
+        for _ in ctx.progress(range(_ROUNDS), "folding"):
+            new = lift_constants(graph)
+            lifted.update(map(id, new))
+            graph.cleanup()
+            types = infer_types(model)
+            changes = remove_noops(graph, types) + fold_static_shapes(graph, types)
+            changes += recognize_hard_sigmoids(graph)
+            results = evaluate_constants(graph, model.opset)
+            computed.update(map(id, results))
+            found = absorb_affine(model) + absorb_input_affine(model)
+            absorbed = [*(item for item in absorbed if not item.obstacle), *found]
+            graph.cleanup()
+            if not (changes or results or any(not item.obstacle for item in found)):
+                break
+        for layer in weighted_layers(model):
+            _decide(layer, lifted, computed, absorbed, ctx)
+
+
+def _decide(
+    layer: WeightedLayer, lifted: set[int], computed: set[int], absorbed: Iterable[Absorbed], ctx: Context
+) -> None:
+    """Log what happened to the layer."""
+    own = [item for item in absorbed if item.layer_node is layer.node]
+    notes = []
+    weight: gs.Tensor = layer.weight
+    if id(weight) in lifted:
+        notes.append("weight lifted from a Constant node")
+    if id(weight) in computed:
+        notes.append("weight computed from constants")
+    notes += [f"{item.description} folded in" for item in own if not item.obstacle]
+    obstacles = [f"{item.description} follows, but {item.obstacle}" for item in own if item.obstacle]
+    if notes:
+        ctx.act(layer, "folded", "; ".join(notes + obstacles))
+    else:
+        ctx.skip(layer, "; ".join(obstacles) or "nothing to fold")

@@ -1,0 +1,380 @@
+"""quant: 8-bit weights and activations, in the form that ONNX Runtime runs on integer kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import Field
+
+from onnxcomp.codec import nested_graphs
+from onnxcomp.context import Context
+from onnxcomp.data import Dataset
+from onnxcomp.errors import PassError
+from onnxcomp.evaluate import Evaluator, metric_named
+from onnxcomp.graph.activations import split_hard_swishes
+from onnxcomp.graph.bias import shift_added_bias
+from onnxcomp.graph.constants import is_constant, value_of
+from onnxcomp.graph.edit import output_ids
+from onnxcomp.graph.int8_forms import FormWriter, is_table, read_in_one_graph
+from onnxcomp.graph.integer_plan import make_plan, unsuitable
+from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plan
+from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.opset import upgrade_opset
+from onnxcomp.linalg import ranges
+from onnxcomp.linalg.int8 import quantize_weights
+from onnxcomp.model import Model
+from onnxcomp.passbase import Pass, Stage
+from onnxcomp.runtime import latency, session
+from onnxcomp.runtime.calibration import Calibration, calibrate, spread
+from onnxcomp.runtime.kernels import optimized_kernels
+
+__all__ = ["Quant"]
+
+OPSET = 13  # DequantizeLinear with a scale for each channel
+# Below it, outputs have little to do with the original's, and layers are taken back to float.
+LEAST_SQNR_DB = 6.0
+# Layers whose damage is measured one by one, and samples to measure on.
+_SUSPECTS = 24
+_MEASURED_SAMPLES = 32
+# Integer kernels that make the model this much slower are not worth it.
+_LEAST_SPEED = 0.95
+# A weight smaller than this is not worth two nodes to restore it.
+_LEAST_STORED = 512
+_METHODS: tuple[ranges.Method, ...] = ("mse", "percentile", "minmax")
+_QUANTIZED_OPS = {
+    "QuantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+}
+
+
+class Quant(Pass):
+    """Quantize weights to 8 bits, and activations where ONNX Runtime then runs integer kernels.
+
+    Each weighted layer gets one of these forms:
+
+    - **static** (needs calibration data): QuantizeLinear/DequantizeLinear around Conv, Gemm and MatMul, so
+    that
+      ONNX Runtime fuses QLinearConv, QGemm or MatMulIntegerToFloat. Weights: int8, symmetric, one scale for
+      each output channel. Activations: uint8, one scale for each tensor. Biases: int32.
+    - **dynamic**: MatMul and Gemm as DynamicQuantizeLinear and MatMulInteger; the range is found in every
+    run. - **table**: an embedding (Gather of rows), int8 rows, dequantized behind the Gather.
+    - **stored**: a layer without an integer kernel keeps an int8 weight that ONNX Runtime restores when it
+    loads
+      the model: a quarter of the file, the speed of float.
+
+    A layer that stays in float between two that do not is still fed and read in 8 bits, and ONNX Runtime
+    (seen with 1.32) may round its weights when it loads the model, with one scale for all; so kept layers
+    are best neighbours.
+
+    Where the target is this machine and the model with integer kernels is measured to be slower than before,
+    its layers are stored instead: many small or depthwise convolutions spend more on conversions than they
+    save.
+
+    The optimized graph is inspected: a layer for which no integer kernel appears goes back to float. So do
+    the layers that hurt most, until the outputs' SQNR on calibration samples is above 6 dB.
+
+    Where the target's kernels add products in 16 bits (x86 without VNNI), an output channel whose weights
+    could overflow them gets as many levels as are safe, 64 to 127 on each side.
+
+    Layout of scales follows Krishnamoorthi 2018 (arXiv:1806.08342); ranges, see ``onnxcomp.linalg.ranges``;
+    the mean error of rounded weights is taken out of the biases (Nagel et al. 2019, arXiv:1906.04721).
+    """
+
+    name: ClassVar[str] = "quant"
+    stage: ClassVar[Stage] = Stage.QUANT
+    requires: ClassVar[tuple[str, ...]] = ("fold",)
+
+    mode: Literal["auto", "static", "dynamic"] = Field(
+        "auto",
+        description="auto: static, but dynamic for MatMuls where these hold most weights, and without data",
+    )
+    ranges: Literal["auto", "mse", "percentile", "minmax"] = Field(
+        "auto", description="how activation ranges are chosen; auto: what gives the outputs the highest SQNR"
+    )
+    samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 64
+    keep: tuple[str, ...] = Field((), description="names of layers to leave in float")
+
+    def run(self, model: Model, ctx: Context) -> None:
+        layers = weighted_layers(model)
+        self._check_names(layers)
+        if any(node.op in _QUANTIZED_OPS for graph in nested_graphs(model.graph) for node in graph.nodes):
+            for layer in layers:
+                ctx.skip(layer, "the model is quantized already")
+            return
+        if self.mode == "static":
+            ctx.require_data()
+        work = _Quantization(self, model, ctx, layers)
+        division = work.divide()
+        if division == _Division():
+            return
+        before = len(model.serialize())
+        upgrade_opset(model, OPSET)
+        split_hard_swishes(model.graph)
+        work.write(division)
+        if len(model.serialize()) >= before:
+            raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
+
+    def _check_names(self, layers: list[WeightedLayer]) -> None:
+        known = {layer.name for layer in layers}
+        for name in self.keep:
+            if name not in known:
+                raise PassError(
+                    f"quant: option keep names {name!r}, which is no weighted layer of this model"
+                )
+
+
+@dataclass
+class _Division:
+    """Which layer gets which form, and why not a better one."""
+
+    static: list[WeightedLayer] = field(default_factory=list)
+    dynamic: list[WeightedLayer] = field(default_factory=list)
+    tables: list[WeightedLayer] = field(default_factory=list)
+    stored: list[tuple[WeightedLayer, str]] = field(default_factory=list)
+
+
+class _Quantization:
+    """One run of the pass."""
+
+    def __init__(self, options: Quant, model: Model, ctx: Context, layers: list[WeightedLayer]) -> None:
+        self.options = options
+        self.model = model
+        self.ctx = ctx
+        self.layers = layers
+        self.careful = ctx.target.int8_saturates
+        self.calibration = Calibration({}, {})
+        self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
+
+    def write(self, division: _Division) -> None:
+        """Give each layer its form, and log it."""
+        if self.data is not None:
+            self.calibration = self._calibrate(division)
+            measured = spread(self.data, _MEASURED_SAMPLES)
+            self.evaluator = Evaluator(session.create(self.model), measured, metric_named("sqnr"))
+        writer = FormWriter(self.model.graph)
+        dynamic = {layer.name: self._write_dynamic(writer, layer) for layer in division.dynamic}
+        for layer in division.tables:
+            writer.table(layer)
+            self.ctx.act(layer, "quantized", "a table of 8-bit rows, dequantized where they are picked")
+        self._write_stored(writer, division.stored)
+        writer.finish()
+        if division.static and not self._write_static(division.static):
+            self._store_instead(division.static)
+        kernels = self._kernels(dynamic)
+        for layer in division.dynamic:
+            reason = (
+                f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
+            )
+            self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
+
+    # -- which form ----------------------------------------------------------------------------------------
+
+    def divide(self) -> _Division:
+        """Choose the forms; layers that get none are logged."""
+        division = _Division()
+        candidates = [layer for layer in self.layers if not unsuitable(layer)]
+        total = sum(np.prod(layer.shape) for layer in candidates)
+        matmuls = sum(np.prod(layer.shape) for layer in candidates if layer.kind == "MatMul")
+        dynamic = {"MatMul", "Gemm"} if self.options.mode == "dynamic" or self.data is None else set()
+        if self.options.mode == "auto" and 2 * matmuls > total:
+            dynamic.add("MatMul")
+        no_range = "mode is dynamic" if self.data is not None else "there is no calibration data"
+        for layer in self.layers:
+            reason = unsuitable(layer)
+            if layer.name in self.options.keep:
+                self.ctx.skip(layer, "kept in float, as option keep asks")
+            elif is_table(layer) and _is_storable(self.model.graph, layer):
+                division.tables.append(layer)
+            elif reason and not _is_storable(self.model.graph, layer):
+                self.ctx.skip(layer, reason)
+            elif reason:
+                division.stored.append((layer, reason))
+            elif layer.kind in dynamic:
+                division.dynamic.append(layer)
+            elif self.data is not None and self.options.mode != "dynamic":
+                division.static.append(layer)
+            elif _is_storable(self.model.graph, layer):
+                division.stored.append((layer, f"{no_range}, and Conv has no fast dynamic integer kernel"))
+            else:
+                self.ctx.skip(layer, no_range)
+        return division
+
+    def _calibrate(self, division: _Division) -> Calibration:
+        plan = make_plan(self.model.graph, division.static)
+        axes = {
+            layer.node.inputs[0].name: 1 if layer.kind == "Conv" else -1
+            for layer in (*division.static, *division.dynamic)
+        }
+        assert self.data is not None
+        names = [tensor.name for tensor in plan.tensors if id(tensor) not in plan.gates]
+        return calibrate(self.model, self.data, names, axes, self.ctx.progress)
+
+    # -- forms without Q/DQ pairs --------------------------------------------------------------------------
+
+    def _write_dynamic(self, writer: FormWriter, layer: WeightedLayer) -> Written:
+        rows = layer.matrix()[0]
+        weights = quantize_weights(rows, self.careful)
+        means = self.calibration.means.get(layer.node.inputs[0].name)
+        shift = np.zeros(len(rows)) if means is None else -mean_output_error(layer, weights, means)
+        bias = None
+        if layer.kind == "MatMul":
+            shift_added_bias(layer, shift, output_ids(self.model.graph))
+        elif layer.bias is not None:
+            bias = np.asarray(value_of(layer.bias), np.float64).reshape(-1) + shift
+        elif np.any(shift):
+            bias = shift
+        return Written(writer.dynamic(layer, weights, bias), len(rows), weights.limited)
+
+    def _write_stored(self, writer: FormWriter, stored: list[tuple[WeightedLayer, str]]) -> None:
+        for layer, reason in stored:
+            if is_constant(layer.node.inputs[layer.weight_index]):  # not yet done
+                writer.stored(layer)
+            self.ctx.act(layer, "stored", f"8-bit weight that is restored at load, runs in float: {reason}")
+
+    # -- static form ---------------------------------------------------------------------------------------
+
+    def _write_static(self, layers: list[WeightedLayer]) -> bool:
+        """Find the layers and the ranges that serve, leave the graph in that state, and log it.
+
+        Returns:
+            False, with the graph as it was, when that was measured to be slower.
+        """
+        self.state = self.model.checkpoint()
+        logged, before = len(self.ctx.decisions), self.model.serialize()
+        methods = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
+        layers = self._drop_unfused(layers, methods[0])
+        results = {method: self._sqnr(layers, method) for method in methods}
+        method = max(methods, key=lambda item: results[item])
+        layers = self._protect(layers, method, results[method])
+        written = self._build(layers, method)
+        if self._is_slower(before):
+            self.state.restore()
+            del self.ctx.decisions[logged:]
+            return False
+        kernels = self._kernels(written)
+        for layer in layers:
+            reason = f"8-bit weights and activations ({method} ranges); integer kernel {kernels[layer.name]}"
+            self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
+        return True
+
+    def _is_slower(self, before: bytes) -> bool:
+        """Whether the model now takes clearly longer than before, where that can be measured."""
+        target = self.ctx.target
+        if not target.is_host or self.data is None:
+            return False
+        after = self.model.serialize()
+        measured = latency.compare(before, after, self.data.sample(), target.threads, seconds=0.5)
+        return measured.ratio < _LEAST_SPEED
+
+    def _store_instead(self, layers: list[WeightedLayer]) -> None:
+        """Keep 8-bit weights for layers whose integer kernels do not pay."""
+        reason = "the model was measured to be slower with integer kernels on this machine"
+        writer = FormWriter(self.model.graph)
+        for layer in layers:
+            if _is_storable(self.model.graph, layer):
+                self._write_stored(writer, [(layer, reason)])
+            else:
+                self.ctx.skip(layer, reason)
+        writer.finish()
+
+    def _build(self, layers: list[WeightedLayer], method: ranges.Method) -> dict[str, Written]:
+        """Quantize exactly these layers."""
+        self.state.restore()
+        plan = make_plan(self.model.graph, layers)
+        grids = {root.name: self.calibration.grid(root.name, method) for root in plan.distinct_roots()}
+        return write_plan(self.model.graph, plan, grids, self.calibration.means, self.careful)
+
+    def _drop_unfused(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
+        """Only the layers for which ONNX Runtime makes an integer kernel; dropping one may unfuse another."""
+        while layers:
+            kernels = self._kernels(self._build(layers, method))
+            unfused = [layer for layer in layers if not kernels[layer.name]]
+            if not unfused:
+                return layers
+            for layer in unfused:
+                self.ctx.skip(layer, "ONNX Runtime does not fuse an integer kernel here")
+            layers = [layer for layer in layers if kernels[layer.name]]
+        return layers
+
+    def _kernels(self, written: dict[str, Written]) -> dict[str, str]:
+        """By layer, the operator of the optimized graph that reads its 8-bit weight, or nothing."""
+        if not written:
+            return {}
+        readers: dict[str, str] = {}
+        for kernel in optimized_kernels(self.model.serialize()):
+            if kernel.op not in ("DequantizeLinear", "Cast"):
+                readers.update(dict.fromkeys(kernel.inputs, kernel.op))
+        return {name: readers.get(item.constant, "") for name, item in written.items()}
+
+    def _sqnr(self, layers: list[WeightedLayer], method: ranges.Method) -> float:
+        """SQNR of the outputs in dB with these layers quantized."""
+        self._build(layers, method)
+        return self.evaluator.evaluate(self.model).fidelity.sqnr_db
+
+    def _protect(
+        self, layers: list[WeightedLayer], method: ranges.Method, sqnr: float
+    ) -> list[WeightedLayer]:
+        """Take the layers that hurt most back to float until the outputs are good enough.
+
+        Raises:
+            PassError: that is not reached.
+        """
+        if sqnr >= LEAST_SQNR_DB:
+            return layers
+        alone = {layer.name: self._sqnr([layer], method) for layer in self._suspects(layers, method)}
+        worst = sorted(alone, key=lambda name: alone[name])
+        count = 1
+        while count <= len(worst):
+            left = [layer for layer in layers if layer.name not in worst[:count]]
+            if not left:
+                break
+            if (sqnr := self._sqnr(left, method)) >= LEAST_SQNR_DB:
+                for name in worst[:count]:
+                    reason = f"too sensitive: quantized alone it leaves an SQNR of {alone[name]:.1f} dB"
+                    self.ctx.skip(name, reason)
+                return left
+            count = count + 1 if count < 4 else 2 * count
+        raise PassError(
+            f"quant leaves an SQNR of {sqnr:.1f} dB even without its most sensitive layers; give calibration "
+            "data like the model's real inputs, or name more layers in option keep"
+        )
+
+    def _suspects(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
+        """The layers whose activations lose most by rounding."""
+        plan = make_plan(self._restored().graph, layers)
+        lost = {}
+        for site in plan.sites:
+            name = plan.roots[id(site.source)].name
+            histogram = self.calibration.histograms[name]
+            scale, zero = self.calibration.grid(name, method)
+            bounds = -zero * scale, (255 - zero) * scale
+            signal, noise = ranges.quantization_noise(histogram.counts, histogram.edges, *bounds)
+            lost[site.layer.name] = noise / signal if signal else 0.0
+        return sorted(layers, key=lambda layer: -lost[layer.name])[:_SUSPECTS]
+
+    def _restored(self) -> Model:
+        self.state.restore()
+        return self.model
+
+
+def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
+    """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
+    if layer.quantized or int(np.prod(layer.shape)) < _LEAST_STORED:
+        return False
+    return str(layer.array().dtype) == "float32" and read_in_one_graph(graph, layer)
+
+
+def _limited(written: Written) -> str:
+    if not written.limited:
+        return ""
+    return (
+        f"; {written.limited} of {written.channels} channels have fewer levels, so that sums cannot saturate"
+    )
