@@ -94,7 +94,7 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
 def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
     """A new model of what the graph holds now, with the header and every tag laid over it."""
     functions = _function_texts(graph)
-    exported = gs.export_onnx(graph, do_type_check=False)
+    exported: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     _copy_fields(header, exported, skip=_MODEL_OWNED)
     if functions == vars(graph).get("functions_as_imported"):
         del exported.functions[:]
@@ -152,7 +152,7 @@ def _set_aside(node: onnx.NodeProto) -> _NodeOrigin:
     documented = {
         attribute.name: attribute.doc_string for attribute in node.attribute if attribute.doc_string
     }
-    aside = []
+    aside: list[onnx.AttributeProto] = []
     for index in reversed(range(len(node.attribute))):
         if not _holds(node.attribute[index]):
             aside.insert(0, onnx.AttributeProto.FromString(node.attribute[index].SerializeToString()))

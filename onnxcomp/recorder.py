@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from onnxcomp.errors import InputError
-from onnxcomp.graph.cost import Cost, cost
+from onnxcomp.graph.cost import cost
 from onnxcomp.manager import Step
 from onnxcomp.model import Model
 from onnxcomp.runtime import latency, shapes
@@ -51,7 +51,7 @@ class Recorder:
 
     def _measure(self, step: Step) -> None:
         data = step.model.serialize()
-        self.cost: Cost = cost(step.model, shapes.observed(step.model, self._feeds))
+        self.cost = cost(step.model, shapes.observed(step.model, self._feeds))
         self.size = len(data)
         try:
             self._ratio = self._compare(data, _SECONDS_A_PASS).ratio
