@@ -21,6 +21,7 @@ from onnxcomp.model import Model, one_line, write_atomic
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime.target import Target
+from onnxcomp.version import installed_version
 
 __all__ = ["Reproducer", "replay", "versions"]
 
@@ -99,8 +100,9 @@ def replay(folder: Path, progress: Progress = silent) -> PassRecord:
 
 def versions() -> dict[str, str]:
     """Of everything that can change a result."""
-    packages = ("onnxcomp", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    packages = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy")
+    own = {"onnxcomp": installed_version(), "python": platform.python_version()}
+    return own | {name: version(name) for name in packages}
 
 
 def _save_feeds(data: Dataset, folder: Path) -> int:
