@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
+from onnxcomp.data import Dataset
 from onnxcomp.graph.affine import input_columns, output_rows
 from onnxcomp.graph.budget import GroupCost, macs
 from onnxcomp.graph.groups import Group, dependency_groups, select
@@ -31,24 +32,25 @@ Array = np.ndarray[Any, Any]
 DEFAULT_FLOPS = 0.25
 LEAST_SHARE = 0.25  # of a group's channels that are kept whatever they cost
 MAX_INPUTS = 4608  # of a layer: its covariance is a matrix of that size
-MAX_STAGES = 12  # of the reconstruction, each of which runs the data once
-MACS = 4e10  # that the calibration samples may take to run once
+import os
+MAX_STAGES = int(os.environ.get('ST','12'))  # of the reconstruction, each of which runs the data once
+MACS = float(os.environ.get('MA','4e10'))  # that the calibration samples may take to run once
 PROBE_MACS = 1e10
 
 
 class Prune(Pass):
     """Remove whole channels, and let the layers that read them make up for it.
 
-    Channels are removed from all layers that they depend on at once (see ``graph.groups``), so what comes out is a
-    smaller model of plain operators that runs faster on any runtime. With calibration data:
+    Channels are removed from all layers that they depend on at once (see ``graph.groups``), so what comes out
+    is a smaller model of plain operators that runs faster on any runtime. With calibration data:
 
-    1. The loss of removing channels is the part of the outputs of the layers that read them which the channels left
-       cannot give (Optimal Brain Surgeon for blocks, Hassibi and Stork 1993); how far it reaches the model's
-       outputs is measured once for each group.
-    2. Groups lose channels in steps of ``align``, wherever a step costs least for what it saves, until the budget is
-       met. None falls below a quarter of its channels.
-    3. Layer after layer, weights and biases are fitted by least squares to what the original layer gave (channel
-       pruning, He et al. 2017, with the inputs that the pruned model really has).
+    1. The loss of removing channels is the part of the outputs of the layers that read them which the channels
+       left cannot give (Optimal Brain Surgeon for blocks, Hassibi and Stork 1993); how much of it reaches the
+       model's outputs is measured once for each group.
+    2. Groups lose channels in steps of ``align``, wherever a step costs least for what it saves, until the
+       budget is met. None falls below a quarter of its channels.
+    3. Layer after layer, weights and biases are fitted by least squares to what the original layer gave
+       (channel pruning, He et al. 2017, with the inputs that the pruned model really has).
 
     Without data the smallest weights go, and nothing makes up for them.
     """
@@ -59,11 +61,14 @@ class Prune(Pass):
 
     granularity: Literal["channel"] = Field("channel", description="what is removed")
     flops: float | None = Field(
-        None, gt=0, lt=1, description="share of the floating-point operations to remove; 0.25 unless sparsity is given"
+        None,
+        gt=0,
+        lt=1,
+        description="share of the multiply-accumulates to remove; 0.25 when sparsity is not set",
     )
     sparsity: float | None = Field(None, gt=0, lt=1, description="share of the parameters to remove")
     align: int | None = Field(
-        None, ge=1, description="channel counts become multiples of this; by default what the target's vectors hold"
+        None, ge=1, description="channels are left in multiples of this; by default what the target prefers"
     )
 
     @model_validator(mode="after")
@@ -80,19 +85,190 @@ class Prune(Pass):
         """
         feeds = ctx.data.sample() if ctx.data is not None else synthetic(model, ctx.seed)
         shapes = observed(model, feeds)
-        groups = dependency_groups(model, shapes)
-        plan = _Plan.of(groups, self.align or ctx.target.channel_multiple)
-        removals = self._removals(model, shapes, plan, ctx)
-        steps = self._allocate(model, shapes, plan, removals)
-        gone = [removal.order[: removed[step]] for removal, removed, step in zip(removals, plan.removed, steps, strict=True)]
-        original = Model.from_proto(model.proto())
+        work = _Pruning.of(model, shapes, self.align or ctx.target.channel_multiple)
+        removals = work.removals(ctx)
+        unit: Literal["flops", "parameters"] = "flops" if self.sparsity is None else "parameters"
+        share = self.sparsity or self.flops or DEFAULT_FLOPS
+        cost = GroupCost(model, shapes, work.groups, work.counts, unit)
+        limit = (1.0 - share) * cost.total([0] * len(work.groups))
+        losses = [removal.losses[counts] for removal, counts in zip(removals, work.counts, strict=True)]
+        steps = allocate(losses, cost, limit)
+        gone = [
+            np.sort(removal.order[: counts[step]])
+            for removal, counts, step in zip(removals, work.counts, steps, strict=True)
+        ]
+        errors = work.remove(gone, ctx)
+        work.log(ctx, errors)
+
+
+@dataclass
+class _Pruning:
+    """The pass at work on one model.
+
+    Attributes:
+        every: all dependency groups.
+        groups: those that may lose channels.
+        counts: for each of ``groups``, how many units are gone after 0, 1, 2, … steps.
+        reasons: why the others may not, by ``id`` of the group.
+        before: shapes of all weights as they were.
+    """
+
+    model: Model
+    shapes: dict[str, tuple[int, ...]]
+    every: list[Group]
+    groups: list[Group]
+    counts: list[list[int]]
+    reasons: dict[int, str]
+    before: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, model: Model, shapes: dict[str, tuple[int, ...]], align: int) -> _Pruning:
+        every = dependency_groups(model, shapes)
+        groups: list[Group] = []
+        counts: list[list[int]] = []
+        reasons: dict[int, str] = {}
+        for group in every:
+            steps = _counts(group, align)
+            reason = group.kept or _unfit(group)
+            if reason is None and len(steps) == 1:
+                reason = f"it has {group.size} channels, too few to remove {align} and keep a quarter"
+            if reason is None:
+                groups.append(group)
+                counts.append(steps)
+            else:
+                reasons[id(group)] = reason
         before = {layer.name: layer.shape for layer in weighted_layers(model)}
-        kept = _kept(model, plan.groups, gone)
-        for group, units in zip(plan.groups, gone, strict=True):
+        return cls(model, shapes, every, groups, counts, reasons, before)
+
+    def removals(self, ctx: Context) -> list[Removal]:
+        """In which order the units of each group go, and what it costs."""
+        most = [counts[-1] for counts in self.counts]
+        if ctx.data is None:
+            return norm_removals(self.groups, most)
+        samples, held_out = self.samples(ctx.data, MACS).split(0.75)
+        probe = self.samples(held_out, PROBE_MACS, 64)
+        return measured_removals(self.model, self.groups, most, samples, probe, ctx.progress)
+
+    def samples(self, data: Dataset, most_macs: float, most: int = 4096) -> Dataset:
+        """As many as can be run for so many multiply-accumulates, 16 at least."""
+        each = sum(macs(layer, self.shapes) for layer in weighted_layers(self.model)) / data.least
+        return data.take(max(16, min(most, int(most_macs / max(1.0, each)))))
+
+    def remove(self, gone: Sequence[Array], ctx: Context) -> dict[str, float]:
+        """Remove these units, and fit what is left; returns the relative error of each layer that was fitted."""
+        if not any(len(units) for units in gone):
+            return {}
+        original = Model.from_proto(self.model.proto())
+        kept = _kept(self.model, self.groups, gone)
+        for group, units in zip(self.groups, gone, strict=True):
             if len(units):
                 select(group, np.setdiff1d(np.arange(group.size), units))
-        errors: dict[str, float] = {}
-        if ctx.data is not None and kept:
-            samples = _take(model, shapes, ctx, MACS)
-            errors = refit(model, original, samples, kept, MAX_STAGES, ctx.progress)
-        _log(model, ctx, groups, plan, before, errors)
+        if ctx.data is None:
+            return {}
+        return refit(self.model, original, self.samples(ctx.data, MACS), kept, MAX_STAGES, ctx.progress)
+
+    def log(self, ctx: Context, errors: Mapping[str, float]) -> None:
+        """Decide about every weighted layer."""
+        groups_of: dict[int, list[Group]] = {}
+        for group in self.every:
+            for slot in group.slots:
+                groups_of.setdefault(id(slot.node), []).append(group)
+        for layer in weighted_layers(self.model):
+            old, new = self.before.get(layer.name, layer.shape), layer.shape
+            error = f"relative output error {errors[layer.name]:.2g}" if layer.name in errors else ""
+            if old != new:
+                fitted = error or (
+                    "nothing makes up for it without calibration data" if ctx.data is None else ""
+                )
+                ctx.act(layer, "pruned", "; ".join(filter(None, [_change(layer, old, new), fitted])))
+            elif error:
+                ctx.act(layer, "adjusted", f"to inputs that were pruned before it; {error}")
+            else:
+                ctx.skip(layer, self._reason(layer, groups_of.get(id(layer.node), [])))
+
+    def _reason(self, layer: WeightedLayer, groups: Sequence[Group]) -> str:
+        if layer.nested:
+            return "it is inside a control flow body"
+        if any(group is free for group in groups for free in self.groups):
+            return "its channels are worth more than they cost"
+        if not groups:
+            return f"no rule prunes the weight of {layer.op}"
+        return self.reasons[id(groups[0])]
+
+
+def _counts(group: Group, align: int) -> list[int]:
+    """How many units are gone after 0, 1, 2, … steps, so that channels are multiples of ``align`` from 1 on."""
+    producers = [slot.positions.shape[1] for slot in group.slots if slot.role == "out"]
+    step = align // math.gcd(align, max(producers, default=1))
+    least = max(step, -(-math.ceil(LEAST_SHARE * group.size) // step) * step)
+    highest = (group.size - 1) // step * step
+    return [0, *(group.size - left for left in range(highest, least - 1, -step))]
+
+
+def _unfit(group: Group) -> str | None:
+    """Why its readers cannot make up for lost channels."""
+    layers = [layer for layer, _ in readers(group)]
+    if not layers:
+        return "no layer reads its channels"
+    for layer in layers:
+        if (size := layout_of(layer).size) > MAX_INPUTS:
+            return f"{layer.name} reads {size} inputs, more than the {MAX_INPUTS} that can be fitted"
+    return None
+
+
+def _kept(model: Model, groups: Sequence[Group], gone: Sequence[Array]) -> dict[str, Kept]:
+    """What is left of every layer that is to be fitted: those behind a removed channel."""
+    lost_inputs: dict[str, Array] = {}
+    lost_outputs: dict[str, Array] = {}
+    for group, units in zip(groups, gone, strict=True):
+        for slot in group.slots if len(units) else ():
+            layer, positions = slot.layer, slot.positions[units]
+            if layer is None or slot.index != layer.weight_index:
+                continue
+            if slot.role == "in":
+                columns = input_columns(layer, positions).reshape(-1)
+                lost_inputs[layer.name] = np.union1d(lost_inputs.get(layer.name, columns), columns)
+            elif slot.role == "out":
+                lost_outputs[layer.name] = np.union1d(lost_outputs.get(layer.name, positions), positions)
+    kept: dict[str, Kept] = {}
+    for layer in _behind(model, set(lost_inputs)):
+        mask = np.ones(layer.shape[layer.out_axis], dtype=bool)
+        mask[lost_outputs.get(layer.name, np.zeros(0, dtype=np.int64))] = False
+        inputs = np.arange(layout_of(layer).size)
+        columns = np.setdiff1d(inputs, lost_inputs.get(layer.name, inputs[:0]))
+        kept[layer.name] = Kept(columns, output_rows(layer, mask))
+    return kept
+
+
+def _behind(model: Model, changed: set[str]) -> list[WeightedLayer]:
+    """The layers that can be fitted and compute from channels that change: these, and all that come after."""
+    layers = {id(layer.node): layer for layer in weighted_layers(model) if _can_fit(layer)}
+    touched: set[int] = set()
+    found: list[WeightedLayer] = []
+    for node in model.graph.nodes:
+        layer = layers.get(id(node))
+        behind = any(id(tensor) in touched for tensor in node.inputs)
+        if behind or (layer is not None and layer.name in changed):
+            touched.update(id(tensor) for tensor in node.outputs)
+            if layer is not None:
+                found.append(layer)
+    return found
+
+
+def _can_fit(layer: WeightedLayer) -> bool:
+    """Not depthwise: a channel of its own has nothing to make up with."""
+    if layer.kind == "other" or layer.shared or layer.quantized or layer.nested:
+        return False
+    inputs = layer.shape[layer.in_axis] // (layer.groups if layer.kind == "ConvTranspose" else 1)
+    return (layer.groups == 1 or inputs > 1) and layout_of(layer).size <= MAX_INPUTS
+
+
+def _change(layer: WeightedLayer, old: tuple[int, ...], new: tuple[int, ...]) -> str:
+    """For instance ``64 -> 48 outputs, 32 -> 24 inputs``."""
+    names = {layer.out_axis: "outputs", layer.in_axis: "inputs"} if layer.kind != "other" else {}
+    changes = [
+        f"{before} -> {after} {names.get(axis, 'channels')}"
+        for axis, (before, after) in enumerate(zip(old, new, strict=True))
+        if before != after
+    ]
+    return ", ".join(changes)

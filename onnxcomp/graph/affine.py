@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, replace_input, value_of
+from onnxcomp.graph.edit import Names
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
 
@@ -53,7 +54,7 @@ def shift_outputs(model: Model, layer: WeightedLayer, shift: Array) -> None:
     values, node = shift.reshape(-1), layer.node
     if layer.kind == "Gemm":
         values = values * float(node.attrs.get("alpha", 1.0))
-    if layer.kind in ("Conv", "ConvTranspose", "Gemm") and _shift_bias(layer, values):
+    if layer.kind in ("Conv", "ConvTranspose", "Gemm") and _shift_bias(model, layer, values):
         return
     for consumer, index in _following_addend(model, node):
         old = value_of(consumer.inputs[index])
@@ -63,7 +64,7 @@ def shift_outputs(model: Model, layer: WeightedLayer, shift: Array) -> None:
     _append_add(model, layer, values)
 
 
-def _shift_bias(layer: WeightedLayer, values: Array) -> bool:
+def _shift_bias(model: Model, layer: WeightedLayer, values: Array) -> bool:
     """The third input of Conv, ConvTranspose and Gemm."""
     node = layer.node
     dtype = layer.array().dtype
@@ -78,7 +79,7 @@ def _shift_bias(layer: WeightedLayer, values: Array) -> bool:
         return False
     if layer.kind == "Gemm":
         node.attrs["beta"] = 1.0
-    bias = gs.Constant(f"{layer.name}/bias", values.astype(dtype))
+    bias = gs.Constant(Names(model.graph).new(f"{layer.name}/bias"), values.astype(dtype))
     if len(node.inputs) > 2:
         node.inputs[2] = bias
     else:
@@ -104,10 +105,11 @@ def _append_add(model: Model, layer: WeightedLayer, values: Array) -> None:
     node, output = layer.node, layer.node.outputs[0]
     if layer.kind in ("Conv", "ConvTranspose"):
         values = values.reshape(-1, *[1] * (len(layer.shape) - 2))
-    raw = gs.Variable(f"{layer.name}/unshifted", dtype=output.dtype, shape=output.shape)
+    names = Names(model.graph)
+    raw = gs.Variable(names.new(f"{layer.name}/unshifted"), dtype=output.dtype, shape=output.shape)
     node.outputs[0] = raw
-    constant = gs.Constant(f"{layer.name}/shift", values.astype(layer.array().dtype))
-    add = gs.Node("Add", f"{layer.name}/Add", inputs=[raw, constant], outputs=[output])
+    constant = gs.Constant(names.new(f"{layer.name}/shift"), values.astype(layer.array().dtype))
+    add = gs.Node("Add", names.new(f"{layer.name}/Add"), inputs=[raw, constant], outputs=[output])
     place = next(index for index, other in enumerate(model.graph.nodes) if other is node)
     model.graph.nodes.insert(place + 1, add)
 

@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-__all__ = ["Reader", "least_squares", "norm_order", "relative_error", "removal_order"]
+from onnxcomp.linalg.moments import Moments
+
+__all__ = ["Reader", "damping_for", "least_squares", "norm_order", "fitted","prediction_error", "removal_order"]
 
 Array = np.ndarray[Any, Any]
 
-DAMPING = 0.01  # of the mean of diag(H)
+DAMPING = 0.03  # of the mean of diag(H)
+SAMPLES_PER_INPUT = 8  # with fewer, H promises more than new samples keep, and is damped more
+DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 CANDIDATES = 4  # how many units are looked at for each that is removed before H⁻¹ is brought up to date
 ROUNDS = 32
 
@@ -35,16 +39,25 @@ class Reader:
         W: (groups, outputs, d).
         H: covariance of its inputs, (groups, d, d).
         columns: which inputs each unit is, (units, b); the same in every group.
+        damping: λ in units of the mean of diag(H); see ``damping_for``.
     """
 
     W: Array
     H: Array
     columns: Array
+    damping: float = DAMPING
 
     @property
     def energy(self) -> float:
         """Variance of its outputs, all together: tr(W H Wᵀ)."""
         return float(np.einsum("goi,gij,goj->", self.W, self.H, self.W, optimize=True))
+
+
+import os
+SD=float(os.environ.get('SD','.01')); RD=float(os.environ.get('RD','.01'))
+def damping_for(samples: int, inputs: int) -> float:
+    """λ in units of the mean of diag(H), when H of so many inputs was estimated from so many samples."""
+    return SD * max(1.0, SAMPLES_PER_INPUT * inputs / max(1, samples))
 
 
 def removal_order(readers: Sequence[Reader], most: int) -> tuple[Array, Array]:
@@ -96,8 +109,11 @@ class _State:
     @classmethod
     def of(cls, reader: Reader) -> _State:
         energy = reader.energy
-        inverse = np.stack([_inverse(H) for H in reader.H])
-        return cls(reader.W.copy(), inverse, reader.columns, 1.0 / energy if energy > 0 else 0.0)
+        inverse = np.stack([_inverse(H, reader.damping) for H in reader.H])
+        variance = np.diagonal(reader.H, axis1=1, axis2=2)
+        dead = variance <= 1e-12 * variance.mean(axis=1, keepdims=True)  # a bias can stand in for these
+        W = np.where(dead[:, None, :], 0.0, reader.W)
+        return cls(W, inverse, reader.columns, 1.0 / energy if energy > 0 else 0.0)
 
     def restricted(self, units: Array) -> _State:
         """The part that concerns these units alone; removals among them need no more."""
@@ -122,8 +138,8 @@ class _State:
         self.W[:, :, g] = 0.0
 
 
-def _inverse(H: Array) -> Array:
-    inverse: Array = cho_solve(_damped_cholesky(H, DAMPING), np.eye(len(H)))
+def _inverse(H: Array, damping: float) -> Array:
+    inverse: Array = cho_solve(_damped_cholesky(H, damping), np.eye(len(H)))
     return inverse
 
 
@@ -138,7 +154,7 @@ def _damped_cholesky(H: Array, damping: float) -> tuple[Array, bool]:
             damping *= 10.0
 
 
-def least_squares(prior: Array, cross: Array, H: Array, damping: float = DAMPING) -> Array:
+def least_squares(prior: Array, cross: Array, H: Array, damping: float) -> Array:
     """The W nearest to ``prior`` that best predicts y from x: argmin E‖y - W x‖² + λ‖W - prior‖².
 
     Args:
@@ -151,11 +167,40 @@ def least_squares(prior: Array, cross: Array, H: Array, damping: float = DAMPING
     return prior + change
 
 
-def relative_error(W: Array, cross: Array, H: Array, variance: Array) -> float:
-    """E‖y - W x‖² over the variance of y, all centred; ``variance`` is that of each output."""
-    total = float(variance.sum())
-    error = total - 2.0 * float((W * cross).sum()) + float(((W @ H) * W).sum())
-    return max(0.0, error) / total if total > 0 else 0.0
+def fitted(prior: Array, fitting: Moments, held_out: Moments) -> tuple[Array, Array, float]:
+    """The W and b that best predict y = W x + b, with the damping that does best on samples it was not fitted to.
+
+    Args:
+        prior: (G, outputs, d).
+        fitting: samples to fit on while the damping is chosen; then W is fitted to all.
+        held_out: samples to choose it by; there may be none.
+
+    Returns:
+        W, b of shape (G, outputs), and the part of the variance of y that is missed (on the held-out samples, if
+        any).
+    """
+    judged = held_out if held_out.count else fitting
+    choices = DAMPINGS if held_out.count else (DAMPING,)
+    errors = [prediction_error(*_solve(prior, fitting, damping), judged) for damping in choices]
+    best = int(np.argmin(errors))
+    W, b = _solve(prior, fitting + held_out, choices[best])
+    return W, b, errors[best]
+
+
+def _solve(prior: Array, moments: Moments, damping: float) -> tuple[Array, Array]:
+    H, cross = moments.covariance, moments.cross_covariance
+    W = np.stack([least_squares(prior[group], cross[group], H[group], damping) for group in range(len(H))])
+    return W, moments.output_mean - (W @ moments.mean[:, :, None])[:, :, 0]
+
+
+def prediction_error(W: Array, b: Array, moments: Moments) -> float:
+    """E‖y - W x - b‖² over the variance of y, all outputs together."""
+    total = float(moments.output_variance.sum())
+    if total <= 0.0:
+        return 0.0
+    offset = moments.output_mean - (W @ moments.mean[:, :, None])[:, :, 0] - b
+    explained = 2.0 * float((W * moments.cross_covariance).sum()) - float(((W @ moments.covariance) * W).sum())
+    return max(0.0, total - explained + float(np.square(offset).sum())) / total
 
 
 def norm_order(weights: Sequence[tuple[Array, Array]], scale: Array, most: int) -> tuple[Array, Array]:

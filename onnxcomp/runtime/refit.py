@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxcomp.data import Dataset
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
-from onnxcomp.linalg.reconstruct import least_squares, relative_error
+from onnxcomp.linalg.reconstruct import fitted
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.layouts import layout_of
@@ -72,12 +72,15 @@ def refit(
         for depth, layer in stage:
             left = kept[layer.name]
             columns = left.columns if depth > stage[0][0] else None
+            if columns is not None and len(columns) == layout_of(reference[layer.name]).size:
+                continue  # it would only learn what it knows
             regression = _regression(layer, reference[layer.name], left, columns)
             regressions[layer.name] = regression
             wanted.setdefault(layer.node.inputs[0].name, []).append(regression)
         observe_pairs(model, original, dataset, wanted, progress)
         for _, layer in stage:
-            errors[layer.name] = _fit(model, layer, regressions[layer.name], kept[layer.name])
+            if layer.name in regressions:
+                errors[layer.name] = _fit(model, layer, regressions[layer.name], kept[layer.name])
     return errors
 
 
@@ -90,16 +93,11 @@ def _regression(
 
 def _fit(model: Model, layer: WeightedLayer, seen: Regression, kept: Kept) -> float:
     """Fit one layer; returns its relative error."""
-    before = layer.matrix()
     prior = seen.target[:, :, kept.columns].astype(np.float64)
-    H, cross, variance = seen.covariance, seen.cross_covariance, seen.output_variance
-    groups = range(len(before))
-    W = np.stack([least_squares(prior[group], cross[group], H[group]) for group in groups])
+    W, shift, error = fitted(prior, seen.fitting, seen.held_out)
     layer.set_matrix(W)
-    shift_outputs(model, layer, seen.output_mean - (W @ seen.mean[:, :, None])[:, :, 0])
-    totals = variance.sum(axis=1)
-    errors = [relative_error(W[group], cross[group], H[group], variance[group]) for group in groups]
-    return float(np.average(errors, weights=totals)) if totals.sum() > 0 else 0.0
+    shift_outputs(model, layer, shift)
+    return error
 
 
 def stages(model: Model, names: set[str], most: int) -> list[list[tuple[int, WeightedLayer]]]:

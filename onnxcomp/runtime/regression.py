@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs, and of two models' inputs together: what least squares needs."""
+"""Second moments of a layer's inputs, and of two models' layers together: what least squares needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.data import Dataset
+from onnxcomp.linalg.moments import Moments
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.gram import CHUNK_VALUES, enough_columns, rows_at, spread
@@ -19,6 +20,10 @@ __all__ = ["InputMoments", "Regression", "observe_pairs"]
 
 Array = np.ndarray[Any, Any]
 
+import os
+COLS=int(os.environ.get("COLS","1"))
+HELD_OUT = 0.25  # of the samples, the last ones: neighbours in a data set may be near duplicates
+
 
 class InputMoments:
     """Mean and covariance of the inputs x of a layer, over its positions and the samples.
@@ -27,115 +32,66 @@ class InputMoments:
 
     Attributes:
         layout: how the layer reads its input; groups G, inputs d.
-        count: positions seen.
+        moments: of x.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.count = 0
-        self._second: Array = np.zeros((layout.groups, layout.size, layout.size))
-        self._sum: Array = np.zeros((layout.groups, layout.size))
+        self.moments = Moments.none(layout.groups, layout.size)
         self._updates = 0
         self._share = 0
 
-    @property
-    def mean(self) -> Array:
-        """Shape (G, d)."""
-        mean: Array = self._sum / max(1, self.count)
-        return mean
-
-    @property
-    def covariance(self) -> Array:
-        """Shape (G, d, d)."""
-        mean = self.mean
-        covariance: Array = self._second / max(1, self.count) - mean[:, :, None] * mean[:, None, :]
-        return covariance
-
     def expect(self, updates: int) -> None:
         """Spread the columns over so many updates."""
-        self._share = -(-enough_columns(self.layout) // max(1, updates))
+        self._share = -(-COLS * enough_columns(self.layout) // max(1, updates))
 
     def update(self, array: Array) -> None:
         """Take in the layer's input for one batch."""
-        for rows in self._rows([(self.layout, array)]):
-            self._add(rows[0])
+        for (rows,) in _same_rows([(self.layout, array)], self._share, self._updates):
+            self.moments.add(rows)
         self._updates += 1
 
-    def _add(self, rows: Array) -> None:
-        """Rows of one chunk, (G, n, d)."""
-        self._second += rows.transpose(0, 2, 1) @ rows
-        self._sum += rows.sum(axis=1, dtype=np.float64)
-        self.count += rows.shape[1]
 
-    def _rows(self, inputs: Sequence[tuple[Layout, Array]]) -> Iterator[list[Array]]:
-        """The same positions of several inputs, each as (G, n, d), a limited number at a time."""
-        views = [layout.view(_float(array)) for layout, array in inputs]
-        view, axes = views[0]
-        chosen = spread(math.prod(view.shape[:axes]), self._share, self._updates)
-        widest = max(layout.groups * layout.size for layout, _ in inputs)
-        step = max(1, CHUNK_VALUES // widest)
-        for start in range(0, len(chosen), step):
-            part = chosen[start : start + step]
-            yield [
-                np.ascontiguousarray(
-                    rows_at(view, axes, part).reshape(len(part), layout.groups, -1).swapaxes(0, 1)
-                )
-                for (view, axes), (layout, _) in zip(views, inputs, strict=True)
-            ]
-
-
-class Regression(InputMoments):
+class Regression:
     """How the outputs y = W₀x₀ of the original layer depend on the inputs x of the compressed one.
 
     Attributes:
+        layout: how the compressed layer reads its input x; groups G, inputs d.
         original: how the original layer reads its input x₀.
         target: the original's weight W₀, (G, outputs, d₀).
-        columns: for x take these entries of x₀, as if the layers before were perfect; None for the inputs that
-            the compressed model has.
+        columns: for x take these entries of x₀, as if all before were perfect; None for the compressed model's.
+        fitting, held_out: moments of x and y, over the first and the last samples.
     """
 
-    def __init__(self, layout: Layout, original: Layout, target: Array, columns: Array | None = None) -> None:
-        super().__init__(layout)
+    def __init__(
+        self, layout: Layout, original: Layout, target: Array, columns: Array | None = None
+    ) -> None:
+        self.layout = layout
         self.original = original
         self.target = target.astype(np.float32)
         self.columns = columns
         outputs = target.shape[1]
-        self._cross: Array = np.zeros((layout.groups, outputs, layout.size))
-        self._output_sum: Array = np.zeros((layout.groups, outputs))
-        self._output_squares: Array = np.zeros((layout.groups, outputs))
+        self.fitting = Moments.none(layout.groups, layout.size, outputs)
+        self.held_out = Moments.none(layout.groups, layout.size, outputs)
+        self._updates = 0
+        self._share = 0
+        self._kept = 0
 
-    @property
-    def output_mean(self) -> Array:
-        """Mean of y, (G, outputs)."""
-        mean: Array = self._output_sum / max(1, self.count)
-        return mean
+    def expect(self, updates: int) -> None:
+        """Spread the columns over so many updates, the last of which are held out."""
+        self._share = -(-COLS * enough_columns(self.layout) // max(1, updates))
+        self._kept = updates - int(HELD_OUT * updates)
 
-    @property
-    def output_variance(self) -> Array:
-        """Variance of y, (G, outputs)."""
-        variance: Array = self._output_squares / max(1, self.count) - self.output_mean**2
-        return variance
-
-    @property
-    def cross_covariance(self) -> Array:
-        """Covariance of y and x, (G, outputs, d)."""
-        means = self.output_mean[:, :, None] * self.mean[:, None, :]
-        covariance: Array = self._cross / max(1, self.count) - means
-        return covariance
-
-    def update_pair(self, array: Array | None, original: Array) -> None:
-        """Take in the compressed (unless there are ``columns``) and the original layer's input for a batch."""
+    def update(self, array: Array | None, original: Array) -> None:
+        """Take in the inputs of the compressed (unless there are ``columns``) and the original layer."""
         inputs = [(self.original, original)]
         if self.columns is None and array is not None:
             inputs.append((self.layout, array))
-        for chunk in self._rows(inputs):
+        moments = self.fitting if self._updates < self._kept else self.held_out
+        for chunk in _same_rows(inputs, self._share, self._updates):
             rows_0 = chunk[0]
             rows = chunk[-1] if self.columns is None else np.ascontiguousarray(rows_0[:, :, self.columns])
-            self._add(rows)
-            outputs = rows_0 @ self.target.swapaxes(1, 2)  # (G, n, outputs)
-            self._cross += outputs.swapaxes(1, 2) @ rows
-            self._output_sum += outputs.sum(axis=1, dtype=np.float64)
-            self._output_squares += np.square(outputs, dtype=np.float64).sum(axis=1)
+            moments.add(rows, rows_0 @ self.target.swapaxes(1, 2))
         self._updates += 1
 
 
@@ -155,10 +111,8 @@ def observe_pairs(
     """
     names = list(wanted)
     own = [name for name in names if any(regression.columns is None for regression in wanted[name])]
-    session, session_0 = (
-        create(with_outputs(compressed.proto(), own)),
-        create(with_outputs(original.proto(), names)),
-    )
+    session = create(with_outputs(compressed.proto(), own))
+    session_0 = create(with_outputs(original.proto(), names))
     for regressions in wanted.values():
         for regression in regressions:
             regression.expect(dataset.batches)
@@ -166,8 +120,23 @@ def observe_pairs(
         values, values_0 = run(session, feeds, own), run(session_0, feeds, names)
         for name in names:
             for regression in wanted[name]:
-                regression.update_pair(values.get(name), values_0[name])
+                regression.update(values.get(name), values_0[name])
 
 
-def _float(array: Array) -> Array:
-    return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
+def _same_rows(inputs: Sequence[tuple[Layout, Array]], share: int, turn: int) -> Iterator[list[Array]]:
+    """The same positions of several inputs, each as (G, n, d), a limited number at a time."""
+    views = [
+        layout.view(array.astype(np.promote_types(array.dtype, np.float32), copy=False))
+        for layout, array in inputs
+    ]
+    view, axes = views[0]
+    chosen = spread(math.prod(view.shape[:axes]), share, turn)
+    step = max(1, CHUNK_VALUES // max(layout.groups * layout.size for layout, _ in inputs))
+    for start in range(0, len(chosen), step):
+        part = chosen[start : start + step]
+        yield [
+            np.ascontiguousarray(
+                rows_at(view, axes, part).reshape(len(part), layout.groups, -1).swapaxes(0, 1)
+            )
+            for (view, axes), (layout, _) in zip(views, inputs, strict=True)
+        ]

@@ -15,7 +15,8 @@ from onnxcomp.graph.affine import input_columns, shift_outputs
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.linalg.reconstruct import Reader, least_squares, norm_order, removal_order
+from onnxcomp.linalg.moments import Moments
+from onnxcomp.linalg.reconstruct import Reader, damping_for, least_squares, norm_order, removal_order
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.layouts import layout_of
@@ -102,7 +103,7 @@ def measured_removals(
         moments = _observe(model, [groups[index] for index in chunk], dataset, progress)
         for index in chunk:
             group = groups[index]
-            seen = [moments[layer.name] for layer, _ in readers(group)]
+            seen = [moments[layer.name].moments for layer, _ in readers(group)]
             removal = _order(group, seen, most[index])
             found.append((removal, _transfer(model, group, seen, removal, probe, reference)))
     known = [transfer for _, transfer in found if math.isfinite(transfer) and transfer > 0.0]
@@ -143,9 +144,9 @@ def _observe(
     return moments
 
 
-def _order(group: Group, seen: Sequence[InputMoments], most: int) -> Removal:
+def _order(group: Group, seen: Sequence[Moments], most: int) -> Removal:
     layers = [
-        Reader(layer.matrix(), moments.covariance, columns)
+        Reader(layer.matrix(), moments.covariance, columns, damping_for(moments.count, moments.x.shape[1]))
         for (layer, columns), moments in zip(readers(group), seen, strict=True)
     ]
     order, losses = removal_order(layers, most)
@@ -155,7 +156,7 @@ def _order(group: Group, seen: Sequence[InputMoments], most: int) -> Removal:
 def _transfer(
     model: Model,
     group: Group,
-    seen: Sequence[InputMoments],
+    seen: Sequence[Moments],
     removal: Removal,
     probe: Dataset,
     reference: Sequence[dict[str, Any]],
@@ -175,13 +176,14 @@ def _transfer(
     return error / float(removal.losses[half])
 
 
-def _disconnect(model: Model, layer: WeightedLayer, columns: Array, moments: InputMoments) -> None:
+def _disconnect(model: Model, layer: WeightedLayer, columns: Array, moments: Moments) -> None:
     """Make the layer do without these inputs, as well as it can."""
     W, H = layer.matrix(), moments.covariance
     left = np.setdiff1d(np.arange(W.shape[2]), columns)
     fitted = np.zeros_like(W)
     for group in range(len(W)):
         cross = W[group] @ H[group][:, left]
-        fitted[group][:, left] = least_squares(W[group][:, left], cross, H[group][np.ix_(left, left)])
+        prior, inner = W[group][:, left], H[group][np.ix_(left, left)]
+        fitted[group][:, left] = least_squares(prior, cross, inner, damping_for(moments.count, len(inner)))
     layer.set_matrix(fitted)
     shift_outputs(model, layer, ((W - fitted) @ moments.mean[:, :, None])[:, :, 0])
