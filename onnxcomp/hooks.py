@@ -1,0 +1,221 @@
+"""What happens around every pass: time, verification, the user's budget, a reproducer of failures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcomp.errors import BudgetError, VerificationError
+from onnxcomp.evaluate import Evaluation, Evaluator
+from onnxcomp.manager import CheckRecord, Step
+from onnxcomp.model import Model, one_line
+from onnxcomp.runtime import session as runtime
+
+__all__ = ["EXACT_TOLERANCE", "Budget", "Measure", "Timing", "Verify"]
+
+Feeds = Mapping[str, Any]
+
+EXACT_TOLERANCE = 1e-3
+"""Largest difference, relative to an output's largest value, that the order of float sums may cause in a deep net."""
+
+_LEAST_SQNR_DB = 0.0  # below it the error is larger than the signal
+
+
+class Timing:
+    """Seconds of the pass alone: the innermost hook."""
+
+    @contextmanager
+    def around(self, step: Step) -> Iterator[None]:
+        """Time the pass, failed or not."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            step.record.seconds = time.perf_counter() - start
+
+
+class Verify:
+    """After each pass: the model is valid, ONNX Runtime runs it, exact passes changed no output.
+
+    Args:
+        original: the model that the compilation started from; what it fails itself is not held against a pass.
+        probes: feeds to run.
+    """
+
+    def __init__(self, original: Model, probes: Sequence[Feeds]) -> None:
+        self._probes = probes
+        self._outputs = _run(original, probes)  # of the model as the latest pass left it
+        self._invalid = _checker_says(original.proto())
+
+    @contextmanager
+    def around(self, step: Step) -> Iterator[None]:
+        """Check what the pass made.
+
+        Raises:
+            VerificationError: a check failed.
+        """
+        yield
+        if not step.changed:
+            step.record.checks.append(CheckRecord("unchanged", "passed"))
+            return
+        self._check(step, "checker", lambda: self._valid(step))
+        outputs = self._check(step, "runs", lambda: (None, self._runs(step)))
+        if step.passed.exact:
+            self._check(step, "exact", lambda: (self._equal(step, outputs), None))
+        self._outputs = outputs
+
+    def _check(self, step: Step, name: str, test: Any) -> Any:
+        try:
+            figure, value = test()
+        except Exception as error:
+            step.record.checks.append(CheckRecord(name, "failed", message=one_line(error)))
+            if isinstance(error, VerificationError):
+                raise
+            raise VerificationError(f"{step.passed.name}: {one_line(error)}") from error
+        step.record.checks.append(CheckRecord(name, "passed", figure))
+        return value
+
+    def _valid(self, step: Step) -> tuple[None, None]:
+        if self._invalid is None and (error := _checker_says(step.model.proto())):
+            raise VerificationError(f"{step.passed.name} made a model that onnx.checker refuses: {error}")
+        return None, None
+
+    def _runs(self, step: Step) -> list[dict[str, Any]]:
+        outputs = _run(step.model, self._probes)
+        for reference, candidate in zip(self._outputs, outputs, strict=True):
+            for name, value in reference.items():
+                _same_kind(step.passed.name, name, value, candidate.get(name))
+        return outputs
+
+    def _equal(self, step: Step, outputs: list[dict[str, Any]]) -> float:
+        """The largest relative difference.
+
+        Raises:
+            VerificationError: it is too large for a pass that promises the same outputs.
+        """
+        worst = max(
+            (
+                _relative_error(reference[name], candidate[name])
+                for reference, candidate in zip(self._outputs, outputs, strict=True)
+                for name in reference
+            ),
+            default=0.0,
+        )
+        if not worst <= EXACT_TOLERANCE:
+            raise VerificationError(
+                f"{step.passed.name} promises the same outputs but they differ by {worst:.1e} of the largest value"
+            )
+        return worst
+
+
+class Measure:
+    """After each pass: distance from the original, and the metric.
+
+    Args:
+        evaluator: of the original; its samples are the evaluation's.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self.latest: Evaluation | None = None
+
+    @contextmanager
+    def around(self, step: Step) -> Iterator[None]:
+        """Evaluate the model.
+
+        Raises:
+            VerificationError: the outputs hold more error than signal.
+        """
+        yield
+        if not step.changed:
+            if self.latest is not None:
+                step.record.fidelity = self.latest.fidelity
+                step.record.metric = self.latest.metric_compressed
+            return
+        evaluation = self._evaluator.evaluate(step.model)
+        step.record.fidelity = evaluation.fidelity
+        step.record.metric = evaluation.metric_compressed
+        sqnr = evaluation.fidelity.sqnr_db
+        outcome = CheckRecord("signal", "passed", sqnr)
+        if sqnr < _LEAST_SQNR_DB:
+            message = f"its outputs hold more error than signal (SQNR {sqnr:.1f} dB)"
+            step.record.checks.append(CheckRecord("signal", "failed", sqnr, message))
+            raise VerificationError(f"{step.passed.name}: {message}; ask it for less")
+        step.record.checks.append(outcome)
+        self.latest = evaluation
+
+
+class Budget:
+    """Rolls back a pass after which the metric has dropped by more than the user allows.
+
+    Args:
+        original: the metric of the original model.
+        max_drop: in the metric's own unit.
+        higher_is_better: the metric's direction.
+    """
+
+    def __init__(self, original: float, max_drop: float, higher_is_better: bool) -> None:
+        self._original = original
+        self._max_drop = max_drop
+        self._sign = 1.0 if higher_is_better else -1.0
+
+    @contextmanager
+    def around(self, step: Step) -> Iterator[None]:
+        """Compare the metric after the pass with the original's.
+
+        Raises:
+            BudgetError: the drop is over the budget.
+        """
+        yield
+        if step.record.metric is None:
+            return
+        drop = self._sign * (self._original - step.record.metric)
+        if not drop <= self._max_drop + 1e-12:
+            raise BudgetError(
+                f"after {step.passed.name} the metric has dropped by {drop:.4g}, more than the {self._max_drop:g} "
+                "allowed; ask it for less or allow more"
+            )
+
+
+def _run(model: Model, probes: Sequence[Feeds]) -> list[dict[str, Any]]:
+    session = runtime.create(model)
+    return [runtime.run(session, feeds) for feeds in probes]
+
+
+def _checker_says(proto: onnx.ModelProto) -> str | None:
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        return one_line(error)
+    return None
+
+
+def _same_kind(step: str, name: str, reference: Any, candidate: Any) -> None:
+    """Same kind of value, same shape, and finite where the reference is."""
+    if not isinstance(reference, np.ndarray):
+        return
+    if not isinstance(candidate, np.ndarray) or candidate.shape != reference.shape:
+        found = f"shape {candidate.shape}" if isinstance(candidate, np.ndarray) else "nothing"
+        raise VerificationError(f"{step} changed output {name!r} from shape {reference.shape} to {found}")
+    if candidate.dtype != reference.dtype:
+        raise VerificationError(f"{step} changed output {name!r} from {reference.dtype} to {candidate.dtype}")
+    if reference.dtype.kind == "f" and np.any(np.isfinite(reference) & ~np.isfinite(candidate)):
+        raise VerificationError(f"{step} made values of output {name!r} infinite or NaN")
+
+
+def _relative_error(reference: Any, candidate: Any) -> float:
+    if not isinstance(reference, np.ndarray) or reference.dtype.kind not in "fiub" or not reference.size:
+        return 0.0
+    r, c = reference.astype(np.float64), candidate.astype(np.float64)
+    finite = np.isfinite(r)
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(r[finite]).max())
+    error = float(np.abs(r[finite] - c[finite]).max())
+    return error / scale if scale else (0.0 if error == 0 else math.inf)
