@@ -1,0 +1,58 @@
+"""onnxcomp, the compression compiler for ONNX.
+
+The names below are the public API; everything else may change between versions.
+They are imported on first use, so that ``onnxcomp --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcomp.compiler import Result, compress
+    from onnxcomp.context import Context
+    from onnxcomp.data import Dataset
+    from onnxcomp.errors import OnnxcompError
+    from onnxcomp.manager import PassManager
+    from onnxcomp.model import Model
+    from onnxcomp.passbase import Pass, Stage
+    from onnxcomp.pipeline import Pipeline
+    from onnxcomp.runtime.target import Target
+
+__all__ = [
+    "Context",
+    "Dataset",
+    "Model",
+    "OnnxcompError",
+    "Pass",
+    "PassManager",
+    "Pipeline",
+    "Result",
+    "Stage",
+    "Target",
+    "compress",
+]
+
+_HOMES = {
+    "Context": "onnxcomp.context",
+    "Dataset": "onnxcomp.data",
+    "Model": "onnxcomp.model",
+    "OnnxcompError": "onnxcomp.errors",
+    "Pass": "onnxcomp.passbase",
+    "PassManager": "onnxcomp.manager",
+    "Pipeline": "onnxcomp.pipeline",
+    "Result": "onnxcomp.compiler",
+    "Stage": "onnxcomp.passbase",
+    "Target": "onnxcomp.runtime.target",
+    "compress": "onnxcomp.compiler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxcomp' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -23,7 +23,16 @@ G_LOGGER.severity = G_LOGGER.ERROR
 
 # Fields that the graphsurgeon objects own: whatever stands in them at export is the truth.
 _MODEL_OWNED = {"graph", "functions", "opset_import", "ir_version", "producer_name", "producer_version"}
-_GRAPH_OWNED = {"node", "name", "doc_string", "initializer", "sparse_initializer", "input", "output", "value_info"}
+_GRAPH_OWNED = {
+    "node",
+    "name",
+    "doc_string",
+    "initializer",
+    "sparse_initializer",
+    "input",
+    "output",
+    "value_info",
+}
 _NODE_OWNED = {"input", "output", "name", "op_type", "domain", "attribute"}
 
 _HELD_ATTRIBUTES = {
@@ -73,7 +82,9 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     graphs = list(nested_graphs(graph))
     for nested, graph_origin in zip(graphs, graph_origins, strict=True):
         vars(nested)["onnx_origin"] = graph_origin
-    for node, node_origin in zip((node for nested in graphs for node in nested.nodes), node_origins, strict=True):
+    for node, node_origin in zip(
+        (node for nested in graphs for node in nested.nodes), node_origins, strict=True
+    ):
         vars(node)["onnx_origin"] = node_origin
     vars(graph)["functions_as_imported"] = _function_texts(graph)
     vars(graph)["ir_as_imported"] = proto.ir_version
@@ -83,7 +94,7 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
 def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
     """A new model of what the graph holds now, with the header and every tag laid over it."""
     functions = _function_texts(graph)
-    exported = gs.export_onnx(graph, do_type_check=False)
+    exported: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     _copy_fields(header, exported, skip=_MODEL_OWNED)
     if functions == vars(graph).get("functions_as_imported"):
         del exported.functions[:]
@@ -138,8 +149,10 @@ def _set_aside(node: onnx.NodeProto) -> _NodeOrigin:
     """The node's origin; attributes that graphsurgeon cannot hold leave the node for it."""
     fields = onnx.NodeProto()
     _copy_fields(node, fields, skip=_NODE_OWNED)
-    documented = {attribute.name: attribute.doc_string for attribute in node.attribute if attribute.doc_string}
-    aside = []
+    documented = {
+        attribute.name: attribute.doc_string for attribute in node.attribute if attribute.doc_string
+    }
+    aside: list[onnx.AttributeProto] = []
     for index in reversed(range(len(node.attribute))):
         if not _holds(node.attribute[index]):
             aside.insert(0, onnx.AttributeProto.FromString(node.attribute[index].SerializeToString()))

@@ -103,7 +103,10 @@ class Context:
         """
         key = (function, id(model), arguments)
         if key not in self._analyses:
-            self._analyses[key] = (model, function(model, *arguments))  # the model: so that its id stays taken
+            self._analyses[key] = (
+                model,
+                function(model, *arguments),
+            )  # the model: so that its id stays taken
         result: T = self._analyses[key][1]
         return result
 
@@ -115,5 +118,3 @@ class Context:
 
 def _name(layer: WeightedLayer | str) -> str:
     return layer if isinstance(layer, str) else layer.name
-
-

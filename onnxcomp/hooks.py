@@ -17,7 +17,7 @@ from onnxcomp.manager import CheckRecord, Step
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime import session as runtime
 
-__all__ = ["EXACT_TOLERANCE", "Budget", "Measure", "Timing", "Verify"]
+__all__ = ["EXACT_TOLERANCE", "Measure", "Timing", "Verify"]
 
 Feeds = Mapping[str, Any]
 
@@ -50,7 +50,7 @@ class Verify:
 
     def __init__(self, original: Model, probes: Sequence[Feeds]) -> None:
         self._probes = probes
-        self._outputs = _run(original, probes)  # of the model as the latest pass left it
+        self._outputs = _run(original, probes)
         self._invalid = _checker_says(original.proto())
 
     @contextmanager
@@ -60,6 +60,7 @@ class Verify:
         Raises:
             VerificationError: a check failed.
         """
+        before = _run(step.model, self._probes) if step.passed.exact else []
         yield
         if not step.changed:
             step.record.checks.append(CheckRecord("unchanged", "passed"))
@@ -67,8 +68,7 @@ class Verify:
         self._check(step, "checker", lambda: self._valid(step))
         outputs = self._check(step, "runs", lambda: (None, self._runs(step)))
         if step.passed.exact:
-            self._check(step, "exact", lambda: (self._equal(step, outputs), None))
-        self._outputs = outputs
+            self._check(step, "exact", lambda: (_equal(step.passed.name, before, outputs), None))
 
     def _check(self, step: Step, name: str, test: Any) -> Any:
         try:
@@ -93,37 +93,23 @@ class Verify:
                 _same_kind(step.passed.name, name, value, candidate.get(name))
         return outputs
 
-    def _equal(self, step: Step, outputs: list[dict[str, Any]]) -> float:
-        """The largest relative difference.
-
-        Raises:
-            VerificationError: it is too large for a pass that promises the same outputs.
-        """
-        worst = max(
-            (
-                _relative_error(reference[name], candidate[name])
-                for reference, candidate in zip(self._outputs, outputs, strict=True)
-                for name in reference
-            ),
-            default=0.0,
-        )
-        if not worst <= EXACT_TOLERANCE:
-            raise VerificationError(
-                f"{step.passed.name} promises the same outputs but they differ by {worst:.1e} of the largest value"
-            )
-        return worst
-
 
 class Measure:
-    """After each pass: distance from the original, and the metric.
+    """After each pass: distance from the original, the metric, and the user's budget.
 
     Args:
         evaluator: of the original; its samples are the evaluation's.
+        before: the original judged by itself.
+        max_drop: how much the metric may drop, in its own unit; None for no limit.
+
+    Attributes:
+        latest: of the model as the latest pass left it.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Evaluator, before: Evaluation, max_drop: float | None = None) -> None:
         self._evaluator = evaluator
-        self.latest: Evaluation | None = None
+        self._max_drop = math.inf if max_drop is None else max_drop
+        self.latest = before
 
     @contextmanager
     def around(self, step: Step) -> Iterator[None]:
@@ -131,56 +117,42 @@ class Measure:
 
         Raises:
             VerificationError: the outputs hold more error than signal.
+            BudgetError: the metric has dropped by more than is allowed.
         """
         yield
         if not step.changed:
-            if self.latest is not None:
-                step.record.fidelity = self.latest.fidelity
-                step.record.metric = self.latest.metric_compressed
+            step.record.fidelity, step.record.metric = self.latest.fidelity, self.latest.metric_compressed
             return
         evaluation = self._evaluator.evaluate(step.model)
         step.record.fidelity = evaluation.fidelity
         step.record.metric = evaluation.metric_compressed
         sqnr = evaluation.fidelity.sqnr_db
-        outcome = CheckRecord("signal", "passed", sqnr)
         if sqnr < _LEAST_SQNR_DB:
             message = f"its outputs hold more error than signal (SQNR {sqnr:.1f} dB)"
             step.record.checks.append(CheckRecord("signal", "failed", sqnr, message))
             raise VerificationError(f"{step.passed.name}: {message}; ask it for less")
-        step.record.checks.append(outcome)
+        step.record.checks.append(CheckRecord("signal", "passed", sqnr))
+        if not evaluation.drop <= self._max_drop + 1e-12:
+            raise BudgetError(
+                f"after {step.passed.name} the metric {evaluation.metric} has dropped by {evaluation.drop:.4g}, more "
+                f"than the {self._max_drop:g} allowed; ask it for less or allow more"
+            )
         self.latest = evaluation
 
 
-class Budget:
-    """Rolls back a pass after which the metric has dropped by more than the user allows.
+def _equal(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
+    """The largest relative difference.
 
-    Args:
-        original: the metric of the original model.
-        max_drop: in the metric's own unit.
-        higher_is_better: the metric's direction.
+    Raises:
+        VerificationError: it is too large for a pass that promises the same outputs.
     """
-
-    def __init__(self, original: float, max_drop: float, higher_is_better: bool) -> None:
-        self._original = original
-        self._max_drop = max_drop
-        self._sign = 1.0 if higher_is_better else -1.0
-
-    @contextmanager
-    def around(self, step: Step) -> Iterator[None]:
-        """Compare the metric after the pass with the original's.
-
-        Raises:
-            BudgetError: the drop is over the budget.
-        """
-        yield
-        if step.record.metric is None:
-            return
-        drop = self._sign * (self._original - step.record.metric)
-        if not drop <= self._max_drop + 1e-12:
-            raise BudgetError(
-                f"after {step.passed.name} the metric has dropped by {drop:.4g}, more than the {self._max_drop:g} "
-                "allowed; ask it for less or allow more"
-            )
+    pairs = [(r[key], c[key]) for r, c in zip(before, after, strict=True) for key in r]
+    worst = max((_relative_error(*pair) for pair in pairs), default=0.0)
+    if not worst <= EXACT_TOLERANCE:
+        raise VerificationError(
+            f"{name} promises the same outputs but they differ by {worst:.1e} of the largest value"
+        )
+    return worst
 
 
 def _run(model: Model, probes: Sequence[Feeds]) -> list[dict[str, Any]]:

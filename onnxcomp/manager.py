@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from onnxcomp.context import Context, Decision
-from onnxcomp.errors import InputError, UsageError
+from onnxcomp.errors import BudgetError, InputError, UsageError
 from onnxcomp.fidelity import Fidelity
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.state import GraphState
@@ -64,6 +64,11 @@ class PassRecord:
     fidelity: Fidelity | None = None
     metric: float | None = None
     latency_ratio: float | None = None
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether it was rolled back because it cost more accuracy than allowed."""
+        return self.cause is not None and issubclass(self.cause, BudgetError)
 
 
 @dataclass

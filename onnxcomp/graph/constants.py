@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-__all__ = ["assign", "is_constant", "shape_of", "value_of"]
+__all__ = ["assign", "is_constant", "replace_input", "shape_of", "value_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -53,6 +53,16 @@ def assign(tensor: gs.Tensor, value: Array) -> None:
     node.attrs.clear()
     node.attrs["value"] = gs.Constant(tensor.name, array)
     tensor.shape, tensor.dtype = array.shape, array.dtype
+
+
+def replace_input(node: gs.Node, index: int, value: Array) -> None:
+    """Replace a node's constant input; what other nodes read of the same tensor stays as it is."""
+    tensor = node.inputs[index]
+    if len(tensor.outputs) == 1:
+        assign(tensor, value)
+    else:
+        name = f"{tensor.name}/{node.name or node.outputs[0].name}/{index}"
+        node.inputs[index] = gs.Constant(name, np.ascontiguousarray(value))
 
 
 def _constant_node(tensor: gs.Tensor) -> gs.Node | None:

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from onnxcomp.graph.constants import assign, value_of
+from onnxcomp.graph.constants import replace_input, value_of
 from onnxcomp.graph.layers import WeightedLayer, layer_name
 from onnxcomp.graph.propagate import Extent, Place, Propagation, Role, propagate
 from onnxcomp.graph.rules import RULES
@@ -202,7 +202,7 @@ def _apply(axis: _Axis, source: Array) -> None:
         place = axis.place
         value = value_of(place.node.inputs[place.index])
         assert value is not None
-        _set_input(place.node, place.index, np.take(value, source, axis=place.axis))
+        replace_input(place.node, place.index, np.take(value, source, axis=place.axis))
         if place.layer is not None and place.layer.groups > 1:
             groups = int(place.node.attrs["group"])
             axis.place = dataclasses.replace(place, layer=dataclasses.replace(place.layer, groups=groups))
@@ -222,23 +222,13 @@ def _write_count(extent: Extent, count: int) -> None:
         assert value is not None
         changed = value.copy()
         changed[entry] = count
-        _set_input(node, source, changed)
+        replace_input(node, source, changed)
     elif entry is None:
         node.attrs[source] = count
     else:
         values = list(node.attrs[source])
         values[entry] = count
         node.attrs[source] = values
-
-
-def _set_input(node: gs.Node, index: int, value: Array) -> None:
-    """Replace a constant input; what other nodes read stays as it is."""
-    tensor = node.inputs[index]
-    if len(tensor.outputs) == 1:
-        assign(tensor, value)
-        return
-    name = f"{tensor.name}/{layer_name(node)}/{index}"
-    node.inputs[index] = gs.Constant(name, np.ascontiguousarray(value))
 
 
 # -- from numbered channels to groups ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.runtime.layouts import Layout, layout_of
 
-__all__ = ["Gram"]
+__all__ = ["Gram", "enough_columns", "rows_at", "spread"]
 
 Array = np.ndarray[Any, Any]
 
@@ -48,8 +48,7 @@ class Gram:
 
     def __init__(self, layout: Layout, columns: int | None = None) -> None:
         self.layout = layout
-        least = LEAST_COLUMNS if layout.groups == 1 else LEAST_GROUPED_COLUMNS
-        self.columns = max(COLUMNS_PER_INPUT * layout.size, least) if columns is None else columns
+        self.columns = enough_columns(layout) if columns is None else columns
         self.count = 0
         self.matrix: Array = np.zeros((layout.groups, layout.size, layout.size))
         self._updates = 0
@@ -83,18 +82,35 @@ class Gram:
     def _rows(self, array: Array) -> Iterator[Array]:
         """The columns of X as rows, (n, groups · d), a limited number at a time."""
         view, axes = self.layout.view(array.astype(np.promote_types(array.dtype, np.float32), copy=False))
-        total = math.prod(view.shape[:axes])
-        chosen = self._choose(total)
+        chosen = spread(math.prod(view.shape[:axes]), self._share, self._updates)
         step = max(1, CHUNK_VALUES // (self.layout.groups * self.layout.size))
         for start in range(0, len(chosen), step):
-            places = np.unravel_index(chosen[start : start + step], view.shape[:axes])
-            rows = view[places]
-            yield rows.reshape(len(rows), -1)
+            yield rows_at(view, axes, chosen[start : start + step])
 
-    def _choose(self, total: int) -> Array:
-        """Which of an update's columns to use: one at a shifting place in each of so many equal stretches."""
-        if not self._share or total <= self._share:
-            return np.arange(total)
-        stretch = np.arange(self._share)
-        shift = (stretch * _GOLDEN + self._updates * _PLASTIC) % 1.0
-        return np.minimum(((stretch + shift) * (total / self._share)).astype(np.int64), total - 1)
+
+def enough_columns(layout: Layout) -> int:
+    """How many columns to use for H."""
+    return max(
+        COLUMNS_PER_INPUT * layout.size, LEAST_COLUMNS if layout.groups == 1 else LEAST_GROUPED_COLUMNS
+    )
+
+
+def spread(total: int, share: int, turn: int) -> Array:
+    """Which columns of an update to use: one at a shifting place in each of ``share`` equal stretches.
+
+    Args:
+        total: columns that there are.
+        share: columns to use; 0 for all.
+        turn: number of the update.
+    """
+    if not share or total <= share:
+        return np.arange(total)
+    stretch = np.arange(share)
+    shift = (stretch * _GOLDEN + turn * _PLASTIC) % 1.0
+    return np.minimum(((stretch + shift) * (total / share)).astype(np.int64), total - 1)
+
+
+def rows_at(view: Array, axes: int, chosen: Array) -> Array:
+    """The chosen columns of X as rows, (n, groups · d); ``view`` and ``axes`` are from ``Layout.view``."""
+    rows = view[np.unravel_index(chosen, view.shape[:axes])]
+    return rows.reshape(len(rows), -1)

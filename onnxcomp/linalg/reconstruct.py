@@ -1,0 +1,174 @@
+"""Removing inputs of linear layers at the least loss: which ones, and what the others must become.
+
+A layer computes y = W x of inputs with covariance H; the loss of a change is E‖ΔW x‖² = tr(ΔW H ΔWᵀ), with
+constants left out because a bias makes up for them. Removing the inputs g and letting all other weights make
+up for it (Optimal Brain Surgeon, Hassibi and Stork 1993, for blocks) costs
+
+    tr(W_g (H⁻¹_gg)⁻¹ W_gᵀ)   and is done by   W ← W - W_g (H⁻¹_gg)⁻¹ H⁻¹_g:
+
+after which H⁻¹ ← H⁻¹ - H⁻¹_:g (H⁻¹_gg)⁻¹ H⁻¹_g: is the inverse for the inputs that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+__all__ = ["Reader", "least_squares", "norm_order", "relative_error", "removal_order"]
+
+Array = np.ndarray[Any, Any]
+
+DAMPING = 0.01  # of the mean of diag(H)
+CANDIDATES = 4  # how many units are looked at for each that is removed before H⁻¹ is brought up to date
+ROUNDS = 32
+
+
+@dataclass
+class Reader:
+    """A layer that reads the units which may be removed.
+
+    Attributes:
+        W: (groups, outputs, d).
+        H: covariance of its inputs, (groups, d, d).
+        columns: which inputs each unit is, (units, b); the same in every group.
+    """
+
+    W: Array
+    H: Array
+    columns: Array
+
+    @property
+    def energy(self) -> float:
+        """Variance of its outputs, all together: tr(W H Wᵀ)."""
+        return float(np.einsum("goi,gij,goj->", self.W, self.H, self.W, optimize=True))
+
+
+def removal_order(readers: Sequence[Reader], most: int) -> tuple[Array, Array]:
+    """Remove units one after the other, each time the one that costs least in all its readers together.
+
+    Losses are relative to the variance of each reader's outputs. To save time, H⁻¹ is brought up to date for
+    whole batches of units, and for the best candidates of the batch meanwhile.
+
+    Returns:
+        the first ``most`` units in the order of their removal, and the total loss (most + 1 values from 0 on)
+        after each.
+    """
+    states = [_State.of(reader) for reader in readers]
+    units = len(readers[0].columns)
+    batch = max(1, units // ROUNDS)
+    left = np.arange(units)
+    order: list[int] = []
+    losses = [0.0]
+    while len(order) < most:
+        scores = sum(state.scores(left) for state in states)
+        candidates = np.sort(left[np.argsort(scores, kind="stable")[: CANDIDATES * batch]])
+        small = [state.restricted(candidates) for state in states]
+        near = np.arange(len(candidates))
+        removed: list[int] = []
+        for _ in range(min(batch, most - len(order))):
+            scores = np.asarray(sum(state.scores(near) for state in small))
+            best = int(np.argmin(scores))
+            losses.append(losses[-1] + max(0.0, float(scores[best])))
+            removed.append(int(near[best]))
+            for state in small:
+                state.remove(near[best : best + 1])
+            near = np.delete(near, best)
+        order += candidates[removed].tolist()
+        left = np.setdiff1d(left, candidates[removed])
+        for state in states:
+            state.remove(candidates[removed])
+    return np.array(order, dtype=np.int64), np.array(losses)
+
+
+@dataclass
+class _State:
+    """W, H⁻¹ and the inputs of each unit, while units are being removed."""
+
+    W: Array
+    Hinv: Array
+    columns: Array
+    scale: float
+
+    @classmethod
+    def of(cls, reader: Reader) -> _State:
+        energy = reader.energy
+        inverse = np.stack([_inverse(H) for H in reader.H])
+        return cls(reader.W.copy(), inverse, reader.columns, 1.0 / energy if energy > 0 else 0.0)
+
+    def restricted(self, units: Array) -> _State:
+        """The part that concerns these units alone; removals among them need no more."""
+        inputs = self.columns[units].reshape(-1)
+        columns = np.arange(len(inputs)).reshape(len(units), -1)
+        return _State(self.W[:, :, inputs], self.Hinv[:, inputs[:, None], inputs], columns, self.scale)
+
+    def scores(self, units: Array) -> Array:
+        """tr(W_g (H⁻¹_gg)⁻¹ W_gᵀ) of each unit, summed over the groups of the layer."""
+        g = self.columns[units]
+        blocks = self.Hinv[:, g[:, :, None], g[:, None, :]]  # (groups, units, b, b)
+        W = np.moveaxis(self.W[:, :, g], 1, 3)  # (groups, units, b, outputs)
+        scores: Array = self.scale * (W * np.linalg.solve(blocks, W)).sum(axis=(0, 2, 3))
+        return scores
+
+    def remove(self, units: Array) -> None:
+        g = self.columns[units].reshape(-1)
+        rows = self.Hinv[:, g]  # (groups, g, d)
+        solved = np.linalg.solve(rows[:, :, g], rows)
+        self.W -= self.W[:, :, g] @ solved
+        self.Hinv -= rows.swapaxes(1, 2) @ solved
+        self.W[:, :, g] = 0.0
+
+
+def _inverse(H: Array) -> Array:
+    inverse: Array = cho_solve(_damped_cholesky(H, DAMPING), np.eye(len(H)))
+    return inverse
+
+
+def _damped_cholesky(H: Array, damping: float) -> tuple[Array, bool]:
+    """Of H + λI with λ = damping · mean(diag(H)), or ten times that until it is positive definite."""
+    level = float(np.mean(np.diag(H))) or 1.0
+    while True:
+        try:
+            factor: tuple[Array, bool] = cho_factor(H + damping * level * np.eye(len(H)))
+            return factor
+        except np.linalg.LinAlgError:
+            damping *= 10.0
+
+
+def least_squares(prior: Array, cross: Array, H: Array, damping: float = DAMPING) -> Array:
+    """The W nearest to ``prior`` that best predicts y from x: argmin E‖y - W x‖² + λ‖W - prior‖².
+
+    Args:
+        prior: (outputs, d), as well as without data.
+        cross: covariance of y and x, (outputs, d).
+        H: covariance of x, (d, d).
+        damping: λ in units of the mean of diag(H).
+    """
+    change: Array = cho_solve(_damped_cholesky(H, damping), (cross - prior @ H).T).T
+    return prior + change
+
+
+def relative_error(W: Array, cross: Array, H: Array, variance: Array) -> float:
+    """E‖y - W x‖² over the variance of y, all centred; ``variance`` is that of each output."""
+    total = float(variance.sum())
+    error = total - 2.0 * float((W * cross).sum()) + float(((W @ H) * W).sum())
+    return max(0.0, error) / total if total > 0 else 0.0
+
+
+def norm_order(weights: Sequence[tuple[Array, Array]], scale: Array, most: int) -> tuple[Array, Array]:
+    """As ``removal_order`` without data: inputs are taken for independent, with variances ``scale``.
+
+    Args:
+        weights: W and columns of each reader.
+        scale: of each unit.
+        most: units to order.
+    """
+    scores = np.zeros(len(scale))
+    for W, columns in weights:
+        squares = np.square(W[:, :, columns]).sum(axis=(0, 1, 3)) * scale
+        scores += squares / (squares.sum() or 1.0)
+    order = np.argsort(scores, kind="stable")[:most]
+    return order, np.concatenate([[0.0], np.cumsum(scores[order])])

@@ -1,0 +1,66 @@
+"""Measures the model after every pass: bytes, parameters, FLOPs, time against the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from onnxcomp.errors import InputError
+from onnxcomp.graph.cost import cost
+from onnxcomp.manager import Step
+from onnxcomp.model import Model
+from onnxcomp.runtime import latency, shapes
+from onnxcomp.runtime.latency import LatencyComparison
+from onnxcomp.runtime.session import Feeds
+from onnxcomp.runtime.target import Target
+
+__all__ = ["Recorder"]
+
+_SECONDS_A_PASS = 0.5
+_SECONDS_AT_END = 2.0
+
+
+class Recorder:
+    """Size, cost and measured time after every pass; it judges nothing.
+
+    Args:
+        original: to compare with.
+        feeds: one run of one sample.
+        target: its threads are timed with.
+    """
+
+    def __init__(self, original: Model, feeds: Feeds, target: Target) -> None:
+        self._feeds = feeds
+        self._threads = target.threads
+        self._original = original.serialize()
+        self.original_cost = self.cost = cost(original, shapes.observed(original, feeds))
+        self.original_size = self.size = len(self._original)
+        self._ratio: float | None = 1.0
+
+    @contextmanager
+    def around(self, step: Step) -> Iterator[None]:
+        """Measure what the pass left, or what stood before it when it was undone."""
+        try:
+            yield
+            if step.changed:
+                self._measure(step)
+        finally:
+            record = step.record
+            record.size, record.parameters, record.flops = self.size, self.cost.parameters, self.cost.flops
+            record.latency_ratio = self._ratio
+
+    def _measure(self, step: Step) -> None:
+        data = step.model.serialize()
+        self.cost = cost(step.model, shapes.observed(step.model, self._feeds))
+        self.size = len(data)
+        try:
+            self._ratio = self._compare(data, _SECONDS_A_PASS).ratio
+        except InputError:
+            self._ratio = None
+
+    def final(self, model: Model) -> LatencyComparison:
+        """The original's time over the model's, measured longer."""
+        return self._compare(model.serialize(), _SECONDS_AT_END)
+
+    def _compare(self, data: bytes, seconds: float) -> LatencyComparison:
+        return latency.compare(self._original, data, self._feeds, threads=self._threads, seconds=seconds)

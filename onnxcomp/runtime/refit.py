@@ -1,0 +1,130 @@
+"""Fitting the weights of a compressed model so that its layers give what the original's gave.
+
+Layers are fitted in the order of the graph, each on the inputs that the layers before it, fitted already, really
+produce, to the outputs that the original's layer had: errors do not add up, they are corrected on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcomp.data import Dataset
+from onnxcomp.graph.affine import shift_outputs
+from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.linalg.reconstruct import least_squares, relative_error
+from onnxcomp.model import Model
+from onnxcomp.progress import Progress, silent
+from onnxcomp.runtime.layouts import layout_of
+from onnxcomp.runtime.regression import Regression, observe_pairs
+
+__all__ = ["Kept", "refit", "stages"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of an original layer.
+
+    Attributes:
+        columns: of the original's ``matrix()``, (inputs,).
+        rows: of the original's ``matrix()``, (groups, outputs of a group).
+    """
+
+    columns: Array
+    rows: Array
+
+
+def refit(
+    model: Model,
+    original: Model,
+    dataset: Dataset,
+    kept: Mapping[str, Kept],
+    most_stages: int,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Fit weights and biases by least squares, damped towards the original's.
+
+    Args:
+        model: its layers have fewer inputs and outputs than the original's; edited in place.
+        original: with layers and tensors of the same names.
+        dataset: samples to fit on.
+        kept: for each layer to fit, by name.
+        most_stages: how often the data may be run.
+        progress: shows the batches.
+
+    Returns:
+        for each layer the part of the variance of its original outputs that it does not give.
+
+    Raises:
+        InputError: a model does not run on the data.
+    """
+    reference = {layer.name: layer for layer in weighted_layers(original)}
+    errors: dict[str, float] = {}
+    for stage in stages(model, set(kept), most_stages):
+        regressions: dict[str, Regression] = {}
+        wanted: dict[str, list[Regression]] = {}
+        for depth, layer in stage:
+            left = kept[layer.name]
+            columns = left.columns if depth > stage[0][0] else None
+            regression = _regression(layer, reference[layer.name], left, columns)
+            regressions[layer.name] = regression
+            wanted.setdefault(layer.node.inputs[0].name, []).append(regression)
+        observe_pairs(model, original, dataset, wanted, progress)
+        for _, layer in stage:
+            errors[layer.name] = _fit(model, layer, regressions[layer.name], kept[layer.name])
+    return errors
+
+
+def _regression(
+    layer: WeightedLayer, original: WeightedLayer, kept: Kept, columns: Array | None
+) -> Regression:
+    target = np.take_along_axis(original.matrix(), kept.rows[:, :, None], axis=1)
+    return Regression(layout_of(layer), layout_of(original), target, columns)
+
+
+def _fit(model: Model, layer: WeightedLayer, seen: Regression, kept: Kept) -> float:
+    """Fit one layer; returns its relative error."""
+    before = layer.matrix()
+    prior = seen.target[:, :, kept.columns].astype(np.float64)
+    H, cross, variance = seen.covariance, seen.cross_covariance, seen.output_variance
+    groups = range(len(before))
+    W = np.stack([least_squares(prior[group], cross[group], H[group]) for group in groups])
+    layer.set_matrix(W)
+    shift_outputs(model, layer, seen.output_mean - (W @ seen.mean[:, :, None])[:, :, 0])
+    totals = variance.sum(axis=1)
+    errors = [relative_error(W[group], cross[group], H[group], variance[group]) for group in groups]
+    return float(np.average(errors, weights=totals)) if totals.sum() > 0 else 0.0
+
+
+def stages(model: Model, names: set[str], most: int) -> list[list[tuple[int, WeightedLayer]]]:
+    """The named layers with their depths, cut into at most so many stages.
+
+    A layer is one deeper than the deepest named layer that it depends on. A stage holds all layers of one depth,
+    or of several consecutive ones where there are more depths than stages; the shallowest come first.
+    """
+    layers = {id(layer.node): layer for layer in weighted_layers(model) if layer.name in names}
+    depth_of: dict[int, int] = {}
+    depths: list[tuple[int, WeightedLayer]] = []
+    for node in model.graph.nodes:
+        depth = max((depth_of.get(id(tensor), 0) for tensor in _reads(node)), default=0)
+        if (layer := layers.get(id(node))) is not None:
+            depths.append((depth, layer))
+            depth += 1
+        for tensor in node.outputs:
+            depth_of[id(tensor)] = depth
+    count = max((depth for depth, _ in depths), default=-1) + 1
+    result: list[list[tuple[int, WeightedLayer]]] = [[] for _ in range(min(most, count))]
+    for depth, layer in sorted(depths, key=lambda entry: entry[0]):
+        result[depth * len(result) // count].append((depth, layer))
+    return result
+
+
+def _reads(node: gs.Node) -> Sequence[gs.Tensor]:
+    inputs: Sequence[gs.Tensor] = node.inputs
+    return inputs
