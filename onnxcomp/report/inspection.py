@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -14,7 +13,7 @@ from onnxcomp.errors import InputError
 from onnxcomp.graph.cost import Cost, cost
 from onnxcomp.graph.groups import dependency_groups
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
-from onnxcomp.model import Model, write_atomic
+from onnxcomp.model import Model
 from onnxcomp.report.environment import describe_input
 from onnxcomp.report.schema import Input, Section
 from onnxcomp.report.table import count, size, table
@@ -88,14 +87,6 @@ class Inspection(Section):
     """What channels could be pruned or reordered."""
     notes: list[str] = Field(default_factory=list)
     """What could not be found out, and why."""
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all.
-
-        Raises:
-            InputError: the folder is missing or may not be written, or the disk is full.
-        """
-        write_atomic(path, self.to_json().encode())
 
 
 def inspect(model: Model, feeds: Feeds | None = None, threads: int = 1, seed: int = 0) -> Inspection:

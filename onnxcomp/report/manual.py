@@ -71,5 +71,11 @@ def _kind(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         fixed = schema.get("prefixItems")
         return f"({', '.join(map(_kind, fixed))})" if fixed else f"({_kind(schema.get('items', {}))}, ...)"
-    names = {"integer": "integer", "number": "number", "string": "text", "boolean": "True, False", "null": "None"}
+    names = {
+        "integer": "integer",
+        "number": "number",
+        "string": "text",
+        "boolean": "True, False",
+        "null": "None",
+    }
     return names.get(schema.get("type", ""), "")

@@ -52,6 +52,14 @@ class Section(BaseModel):
         """Indented JSON with a newline at its end; what is infinite or undefined is null."""
         return self.model_dump_json(indent=2) + "\n"
 
+    def write(self, path: Path) -> None:
+        """Write the document whole or not at all.
+
+        Raises:
+            InputError: the folder is missing or may not be written, or the disk is full.
+        """
+        write_atomic(path, self.to_json().encode())
+
 
 class Input(Section):
     """The model before the first pass."""
@@ -299,11 +307,3 @@ class Report(Section):
     def succeeded(self) -> bool:
         """Whether every pass was verified and the budget, if any, was met."""
         return not self.failed_passes and self.result.budget_met is not False
-
-    def write(self, path: Path) -> None:
-        """Write the document whole or not at all.
-
-        Raises:
-            InputError: the folder is missing or may not be written, or the disk is full.
-        """
-        write_atomic(path, self.to_json().encode())
