@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "Result",
     "Samples",
+    "Section",
     "Verification",
 ]
 
@@ -42,11 +43,25 @@ Figure = Annotated[float | None, BeforeValidator(_finite)]
 """A measured number; null when it is infinite, undefined, or was not measured."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a document; each field's docstring is its description in the JSON schema."""
+
     model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
 
+    def to_json(self) -> str:
+        """Indented JSON with a newline at its end; what is infinite or undefined is null."""
+        return self.model_dump_json(indent=2) + "\n"
 
-class Input(_Section):
+    def write(self, path: Path) -> None:
+        """Write the document whole or not at all.
+
+        Raises:
+            InputError: the folder is missing or may not be written, or the disk is full.
+        """
+        write_atomic(path, self.to_json().encode())
+
+
+class Input(Section):
     """The model before the first pass."""
 
     path: str | None = None
@@ -65,7 +80,7 @@ class Input(_Section):
     """Version of the file format."""
 
 
-class Options(_Section):
+class Options(Section):
     """What was asked for."""
 
     pipeline: str
@@ -90,7 +105,7 @@ class Options(_Section):
     """Whether the passes had to run in the order they were written in."""
 
 
-class Environment(_Section):
+class Environment(Section):
     """Where it ran: what is needed to understand a difference between two reports."""
 
     onnxcomp: str
@@ -115,7 +130,7 @@ class Environment(_Section):
     """Command line; empty when called from Python."""
 
 
-class Samples(_Section):
+class Samples(Section):
     """A set of samples."""
 
     source: str
@@ -126,7 +141,7 @@ class Samples(_Section):
     """Of the samples' names, types, shapes and values, and of the labels."""
 
 
-class Data(_Section):
+class Data(Section):
     """The samples that were used, and what for."""
 
     calibration: Samples | None = None
@@ -137,12 +152,12 @@ class Data(_Section):
     """Whether no sample of the evaluation was seen by a pass."""
 
 
-class Fidelity(_Section):
+class Fidelity(Section):
     """How close the outputs are to the original on the evaluation samples; the worst of all outputs."""
 
     sqnr_db: Figure = None
-    """Signal to noise in decibels; null when it is infinite: the outputs are identical (``max_error`` is 0), or
-    the original's are all zero."""
+    """Signal to noise in decibels; null when it is infinite: the outputs are identical (``max_error`` is 0),
+    or the original's are all zero."""
     cosine: Figure = None
     """Cosine similarity."""
     max_error: Figure = None
@@ -153,7 +168,7 @@ class Fidelity(_Section):
     """Values that are NaN or infinite where the original's are not."""
 
 
-class Metric(_Section):
+class Metric(Section):
     """The figure of merit, before and after."""
 
     name: str
@@ -168,7 +183,7 @@ class Metric(_Section):
     """Whether a drop is a decrease."""
 
 
-class Decision(_Section):
+class Decision(Section):
     """What a pass did to one layer, or why it left it alone."""
 
     layer: str
@@ -179,7 +194,7 @@ class Decision(_Section):
     """Why, or details of the action."""
 
 
-class Check(_Section):
+class Check(Section):
     """One test of a pass's result."""
 
     name: str
@@ -192,7 +207,7 @@ class Check(_Section):
     """Why it failed or was skipped."""
 
 
-class Verification(_Section):
+class Verification(Section):
     """The tests of a pass's result."""
 
     status: Literal["passed", "failed"]
@@ -205,7 +220,7 @@ class Verification(_Section):
     """Folder from which ``onnxcomp --replay`` repeats the failure."""
 
 
-class PassReport(_Section):
+class PassReport(Section):
     """One pass: what it was, what it did, and the model after it."""
 
     name: str
@@ -234,7 +249,7 @@ class PassReport(_Section):
     """Time of the original over time of the model after it; null when it was not measured."""
 
 
-class Result(_Section):
+class Result(Section):
     """The compressed model against the original."""
 
     output: str | None = None
@@ -263,7 +278,7 @@ class Result(_Section):
     """Most memory that the process held at once; null where the system does not tell."""
 
 
-class Report(_Section):
+class Report(Section):
     """All of it."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -292,15 +307,3 @@ class Report(_Section):
     def succeeded(self) -> bool:
         """Whether every pass was verified and the budget, if any, was met."""
         return not self.failed_passes and self.result.budget_met is not False
-
-    def to_json(self) -> str:
-        """The document, indented, with a newline at its end."""
-        return self.model_dump_json(indent=2) + "\n"
-
-    def write(self, path: Path) -> None:
-        """Write the document whole or not at all.
-
-        Raises:
-            InputError: the folder is missing or may not be written, or the disk is full.
-        """
-        write_atomic(path, self.to_json().encode())

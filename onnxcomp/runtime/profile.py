@@ -103,7 +103,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _note(shapes: dict[str, Shape], names: list[str], described: list[dict[str, list[int]]]) -> None:
-    """Absent optional tensors and those that are no tensors have no entry, so the two must be of one length."""
+    """What is absent, or no tensor, has no entry, so the two must be of one length."""
     present = [name for name in names if name]
     if len(present) == len(described):
         for name, entry in zip(present, described, strict=True):
