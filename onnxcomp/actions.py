@@ -1,4 +1,7 @@
-"""What the command does: compress, plan, inspect, list passes, replay. It prints; ``cli`` turns errors into codes."""
+"""What the command does: compress, plan, inspect, list passes, replay.
+
+It prints; ``cli`` turns errors into exit codes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxcomp.compress import compress, prepare_samples
+from onnxcomp.compiler import compress, prepare_samples
 from onnxcomp.data import Dataset
 from onnxcomp.errors import InputError, PassError, UsageError
 from onnxcomp.evaluate import metric_named
@@ -86,7 +89,7 @@ def compress_model(request: Request) -> int:
             seed=request.seed,
             keep_order=request.keep_order,
             output=request.destination,
-            reproducers=failures,
+            reproducer_dir=failures,
             progress=progress,
             command=sys.argv,
         )

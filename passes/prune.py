@@ -33,8 +33,9 @@ DEFAULT_FLOPS = 0.25
 LEAST_SHARE = 0.25  # of a group's channels that are kept whatever they cost
 MAX_INPUTS = 4608  # of a layer: its covariance is a matrix of that size
 import os
-MAX_STAGES = int(os.environ.get('ST','12'))  # of the reconstruction, each of which runs the data once
-MACS = float(os.environ.get('MA','4e10'))  # that the calibration samples may take to run once
+
+MAX_STAGES = int(os.environ.get("ST", "12"))  # of the reconstruction, each of which runs the data once
+MACS = float(os.environ.get("MA", "4e10"))  # that the calibration samples may take to run once
 PROBE_MACS = 1e10
 
 

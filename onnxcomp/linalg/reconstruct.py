@@ -20,7 +20,15 @@ from scipy.linalg import cho_factor, cho_solve
 
 from onnxcomp.linalg.moments import Moments
 
-__all__ = ["Reader", "damping_for", "least_squares", "norm_order", "fitted","prediction_error", "removal_order"]
+__all__ = [
+    "Reader",
+    "damping_for",
+    "least_squares",
+    "norm_order",
+    "fitted",
+    "prediction_error",
+    "removal_order",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -54,7 +62,11 @@ class Reader:
 
 
 import os
-SD=float(os.environ.get('SD','.01')); RD=float(os.environ.get('RD','.01'))
+
+SD = float(os.environ.get("SD", ".01"))
+RD = float(os.environ.get("RD", ".01"))
+
+
 def damping_for(samples: int, inputs: int) -> float:
     """λ in units of the mean of diag(H), when H of so many inputs was estimated from so many samples."""
     return SD * max(1.0, SAMPLES_PER_INPUT * inputs / max(1, samples))
@@ -199,7 +211,9 @@ def prediction_error(W: Array, b: Array, moments: Moments) -> float:
     if total <= 0.0:
         return 0.0
     offset = moments.output_mean - (W @ moments.mean[:, :, None])[:, :, 0] - b
-    explained = 2.0 * float((W * moments.cross_covariance).sum()) - float(((W @ moments.covariance) * W).sum())
+    explained = 2.0 * float((W * moments.cross_covariance).sum()) - float(
+        ((W @ moments.covariance) * W).sum()
+    )
     return max(0.0, total - explained + float(np.square(offset).sum())) / total
 
 

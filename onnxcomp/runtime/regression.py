@@ -21,7 +21,8 @@ __all__ = ["InputMoments", "Regression", "observe_pairs"]
 Array = np.ndarray[Any, Any]
 
 import os
-COLS=int(os.environ.get("COLS","1"))
+
+COLS = int(os.environ.get("COLS", "1"))
 HELD_OUT = 0.25  # of the samples, the last ones: neighbours in a data set may be near duplicates
 
 
@@ -63,9 +64,7 @@ class Regression:
         fitting, held_out: moments of x and y, over the first and the last samples.
     """
 
-    def __init__(
-        self, layout: Layout, original: Layout, target: Array, columns: Array | None = None
-    ) -> None:
+    def __init__(self, layout: Layout, original: Layout, target: Array, columns: Array | None = None) -> None:
         self.layout = layout
         self.original = original
         self.target = target.astype(np.float32)
