@@ -8,7 +8,6 @@
 from pathlib import Path
 
 import numpy as np
-
 from zoo import fashion
 from zoo.packages import Packages, cache_root
 from zoo.samples import pick_evenly, save_samples
@@ -24,9 +23,7 @@ def main() -> None:
     save_samples(HERE / "fashion_calibration.npz", {"image": images, "labels": labels}, compress=True)
     images, labels = fashion.load(packages, "t10k")
     chosen = pick_evenly(labels, 100, np.random.default_rng(SEED))
-    save_samples(
-        HERE / "fashion_test.npz", {"image": images[chosen], "labels": labels[chosen]}, compress=True
-    )
+    save_samples(HERE / "fashion_test.npz", {"image": images[chosen], "labels": labels[chosen]}, compress=True)
     for path in sorted(HERE.glob("fashion_*.npz")):
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 

@@ -36,9 +36,7 @@ def read_lines(outputs: list[dict[str, np.ndarray]], characters: Sequence[str]) 
     return [line for batch in outputs for line in decode(next(iter(batch.values())), characters)]
 
 
-def line_accuracy(
-    outputs: list[dict[str, np.ndarray]], labels: np.ndarray, characters: Sequence[str] = ()
-) -> float:
+def line_accuracy(outputs: list[dict[str, np.ndarray]], labels: np.ndarray, characters: Sequence[str] = ()) -> float:
     """Return the fraction of lines that equal their label; ``characters`` default to the cached model's."""
     lines = read_lines(outputs, characters or _cached_characters())
     return float(np.mean([line == label for line, label in zip(lines, labels, strict=True)]))

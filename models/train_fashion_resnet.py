@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-
 from zoo import fashion
 from zoo.evaluate import first_output, run_model
 from zoo.export import export_pair, set_metadata
@@ -40,9 +39,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, epochs: int, batch: int = 
     network = FashionResNet().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     steps = len(images) // batch
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.15, total_steps=epochs * steps, pct_start=0.25
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.15, total_steps=epochs * steps, pct_start=0.25)
     for epoch in range(epochs):
         started, total = time.monotonic(), 0.0
         order = torch.randperm(len(images))

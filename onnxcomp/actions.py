@@ -248,7 +248,5 @@ def _conclude(request: Request, report: Report) -> int:
         sys.stderr.write(f"onnxcomp: error: {failed.name} was undone: {failed.verification.error}{again}\n")
     if report.succeeded:
         return 0
-    sys.stderr.write(
-        f"onnxcomp: error: {request.destination} is the best attempt, not all that was asked for\n"
-    )
+    sys.stderr.write(f"onnxcomp: error: {request.destination} is the best attempt, not all that was asked for\n")
     return 3

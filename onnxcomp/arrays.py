@@ -31,9 +31,7 @@ class Column(Protocol):
 class StoredColumn:
     """An uncompressed member of an .npz file: mapped for each read, so that its pages do not pile up."""
 
-    def __init__(
-        self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
-    ) -> None:
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> None:
         self.shape = shape
         self.dtype = dtype
         self._path = path
@@ -123,9 +121,7 @@ class ArraySource:
         lengths = {key: column.shape[0] for key, column in self._columns.items() if key not in self._constant}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{key} {count}" for key, count in lengths.items())
-            raise InputError(
-                f"{self.name}: its arrays differ in samples ({counts}); give each the same first axis"
-            )
+            raise InputError(f"{self.name}: its arrays differ in samples ({counts}); give each the same first axis")
         return next(iter(lengths.values()), 1)
 
     def _units_at_once(self, batch: int) -> int:
@@ -177,9 +173,7 @@ def _holds_whole_feeds(column: Column, wanted: ModelInput, where: str) -> bool:
 
 def _fixed_batch(inputs: Iterable[ModelInput], where: str) -> int | None:
     """The first dimension that the model fixes, or None when it leaves it open."""
-    fixed = {
-        entry.name: entry.shape[0] for entry in inputs if entry.shape and isinstance(entry.shape[0], int)
-    }
+    fixed = {entry.name: entry.shape[0] for entry in inputs if entry.shape and isinstance(entry.shape[0], int)}
     if len(set(fixed.values())) > 1:
         dims = ", ".join(f"{name} {dim}" for name, dim in fixed.items())
         raise InputError(
@@ -201,13 +195,9 @@ def read_npz(path: Path) -> dict[str, Column]:
             for member in archive.infolist():
                 columns[member.filename.removesuffix(".npy")] = _open_member(path, archive, member)
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; give an .npz file, a folder of them, or module:function"
-        ) from None
+        raise InputError(f"{path}: no such file; give an .npz file, a folder of them, or module:function") from None
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path}: is not an .npz file ({one_line(error)}); write it with numpy.savez"
-        ) from None
+        raise InputError(f"{path}: is not an .npz file ({one_line(error)}); write it with numpy.savez") from None
     if not columns:
         raise InputError(f"{path}: holds no arrays; give one for each model input")
     return columns

@@ -66,9 +66,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @app.command()
 def _command(
-    model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)
-    ] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)] = None,
     pipeline: Annotated[
         str | None,
         typer.Option(
@@ -96,9 +94,7 @@ def _command(
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
-            help="Largest loss of the metric; a pass that exceeds it is undone. Top-1: 0.01 is a point."
-        ),
+        typer.Option(help="Largest loss of the metric; a pass that exceeds it is undone. Top-1: 0.01 is a point."),
     ] = None,
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write a JSON report; - writes it to stdout.")
@@ -189,7 +185,7 @@ def _process_manners(debug: bool) -> Iterator[None]:
             if not debug:
                 warnings.simplefilter("ignore")
             warnings.simplefilter("always", OnnxcompWarning)
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
             yield
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -82,9 +82,7 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     graphs = list(nested_graphs(graph))
     for nested, graph_origin in zip(graphs, graph_origins, strict=True):
         vars(nested)["onnx_origin"] = graph_origin
-    for node, node_origin in zip(
-        (node for nested in graphs for node in nested.nodes), node_origins, strict=True
-    ):
+    for node, node_origin in zip((node for nested in graphs for node in nested.nodes), node_origins, strict=True):
         vars(node)["onnx_origin"] = node_origin
     vars(graph)["functions_as_imported"] = _function_texts(graph)
     vars(graph)["ir_as_imported"] = proto.ir_version
@@ -149,9 +147,7 @@ def _set_aside(node: onnx.NodeProto) -> _NodeOrigin:
     """The node's origin; attributes that graphsurgeon cannot hold leave the node for it."""
     fields = onnx.NodeProto()
     _copy_fields(node, fields, skip=_NODE_OWNED)
-    documented = {
-        attribute.name: attribute.doc_string for attribute in node.attribute if attribute.doc_string
-    }
+    documented = {attribute.name: attribute.doc_string for attribute in node.attribute if attribute.doc_string}
     aside: list[onnx.AttributeProto] = []
     for index in reversed(range(len(node.attribute))):
         if not _holds(node.attribute[index]):

@@ -109,9 +109,7 @@ def compress(
     target = target or Target.host()
     original = model if isinstance(model, Model) else Model.load(model)
     samples = prepare_samples(original, data, test_data, seed)
-    evaluator = Evaluator(
-        original, samples.evaluation or Dataset.from_feeds([samples.probe]), _metric(metric)
-    )
+    evaluator = Evaluator(original, samples.evaluation or Dataset.from_feeds([samples.probe]), _metric(metric))
     before = evaluator.evaluate(original)
     recorder, measure = Recorder(original, samples.probe, target), Measure(evaluator, before, max_drop)
     hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir))]
@@ -145,9 +143,7 @@ def compress(
     return Result(work, report)
 
 
-def prepare_samples(
-    model: Model, data: Dataset | str | None, test_data: Dataset | str | None, seed: int
-) -> Samples:
+def prepare_samples(model: Model, data: Dataset | str | None, test_data: Dataset | str | None, seed: int) -> Samples:
     """Open the sources and decide what is calibrated on and what is evaluated on.
 
     Raises:

@@ -101,9 +101,7 @@ class Dataset:
         if count == 0:
             raise InputError(f"{source.name}: holds no samples; give at least one")
         if labels is not None and len(labels) != count:
-            raise InputError(
-                f"{source.name}: holds {len(labels)} labels for {count} samples; give one for each"
-            )
+            raise InputError(f"{source.name}: holds {len(labels)} labels for {count} samples; give one for each")
         dataset = cls(source, range(count), labels, MAX_BATCH)
         if model is not None and not _batches(dataset, model):
             dataset = cls(source, range(count), labels, 1)
@@ -158,8 +156,7 @@ class Dataset:
         bounds = [stretch * count // held for stretch in range(held + 1)]
         shifts = [stretch * _GOLDEN % 1.0 for stretch in range(held)]
         out = {
-            low + int(shift * (high - low))
-            for low, high, shift in zip(bounds[:-1], bounds[1:], shifts, strict=True)
+            low + int(shift * (high - low)) for low, high, shift in zip(bounds[:-1], bounds[1:], shifts, strict=True)
         }
         kept = [unit for index, unit in enumerate(self._units) if index not in out]
         return self._select(kept or self._units), self._select([self._units[index] for index in sorted(out)])

@@ -186,9 +186,7 @@ class Evaluator:
             self._reference = kept
 
 
-def compare(
-    reference: Runnable, candidate: Runnable, dataset: Dataset, metric: Metric | None = None
-) -> Evaluation:
+def compare(reference: Runnable, candidate: Runnable, dataset: Dataset, metric: Metric | None = None) -> Evaluation:
     """Run both models on every sample, side by side, and measure the candidate (see ``Evaluator``).
 
     Raises:
@@ -252,8 +250,7 @@ def _apply(metric: Metric, batches: list[dict[str, Any]], dataset: Dataset) -> f
         raise
     except Exception as error:  # it may be the user's code
         raise InputError(
-            f"metric {metric.name} failed with {type(error).__name__}: {one_line(error)}; "
-            "correct it, or its data"
+            f"metric {metric.name} failed with {type(error).__name__}: {one_line(error)}; correct it, or its data"
         ) from error
 
 

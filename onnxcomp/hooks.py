@@ -149,9 +149,7 @@ def _equal(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]])
     pairs = [(r[key], c[key]) for r, c in zip(before, after, strict=True) for key in r]
     worst = max((_relative_error(*pair) for pair in pairs), default=0.0)
     if not worst <= EXACT_TOLERANCE:
-        raise VerificationError(
-            f"{name} promises the same outputs but they differ by {worst:.1e} of the largest value"
-        )
+        raise VerificationError(f"{name} promises the same outputs but they differ by {worst:.1e} of the largest value")
     return worst
 
 

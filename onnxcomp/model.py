@@ -57,9 +57,7 @@ class Model:
         except PermissionError:
             raise InputError(f"{path}: may not be read; check its permissions") from None
         except DecodeError:
-            raise InputError(
-                f"{path}: is not an ONNX model, or is truncated; export or copy it again"
-            ) from None
+            raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
         except (onnx.checker.ValidationError, ValueError) as error:
             raise InputError(f"{path}: its external data cannot be used: {one_line(error)}") from None
         if not proto.graph.node and not proto.graph.output:
@@ -78,9 +76,7 @@ class Model:
         try:
             graph, header = codec.import_model(proto)
         except Exception as error:  # graphsurgeon raises whatever its parser stumbles over
-            raise InputError(
-                f"{path or 'the model'}: cannot be read as a graph: {one_line(error)}"
-            ) from error
+            raise InputError(f"{path or 'the model'}: cannot be read as a graph: {one_line(error)}") from error
         return cls(graph, header, path)
 
     def proto(self) -> onnx.ModelProto:

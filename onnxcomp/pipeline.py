@@ -107,9 +107,7 @@ def _calls(text: str) -> list[ast.expr]:
     if not isinstance(tree, ast.List):
         raise UsageError(f"the pipeline {text!r} cannot be read; write it like prune(flops=0.3),quant")
     if not tree.elts:
-        raise UsageError(
-            f"the pipeline is empty; name passes, separated by commas: {', '.join(pass_names())}"
-        )
+        raise UsageError(f"the pipeline is empty; name passes, separated by commas: {', '.join(pass_names())}")
     return tree.elts
 
 
@@ -123,9 +121,7 @@ def _parse_call(call: ast.expr, text: str) -> Pass:
     name = call.func.id
     cls = pass_class(name)
     if call.args:
-        raise UsageError(
-            f"{name}: options are named, as in {name}({next(iter(cls.model_fields), 'option')}=…)"
-        )
+        raise UsageError(f"{name}: options are named, as in {name}({next(iter(cls.model_fields), 'option')}=…)")
     options: dict[str, Any] = {}
     for keyword in call.keywords:
         if keyword.arg is None or keyword.arg in options:
@@ -134,9 +130,7 @@ def _parse_call(call: ast.expr, text: str) -> Pass:
             options[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, MemoryError, RecursionError):
             value = ast.unparse(keyword.value)
-            raise UsageError(
-                f"{name}: option {keyword.arg}={value} is no number, text, list or boolean"
-            ) from None
+            raise UsageError(f"{name}: option {keyword.arg}={value} is no number, text, list or boolean") from None
     return cls.with_options(options)
 
 

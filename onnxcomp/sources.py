@@ -152,9 +152,7 @@ class FunctionSource:
             found = [label for _, label in self._items()]
             labels = [np.atleast_1d(label) for label in found if label is not None]
             if labels and len(labels) != len(found):
-                raise InputError(
-                    f"{self.name}: yields labels with some feeds only; yield one with each, or none"
-                )
+                raise InputError(f"{self.name}: yields labels with some feeds only; yield one with each, or none")
             self._found = len(found), labels or None
         return self._found
 
@@ -229,9 +227,7 @@ def _labels_of_file(path: Path, count: int) -> Array:
         try:
             labels = np.load(path, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({one_line(error)}); write it with numpy.save"
-            ) from None
+            raise InputError(f"{path}: cannot be read ({one_line(error)}); write it with numpy.save") from None
     if labels.ndim == 0 or len(labels) != count:
         raise InputError(
             f"{path}: holds labels of shape {labels.shape} for {count} files; "

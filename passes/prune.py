@@ -32,10 +32,8 @@ Array = np.ndarray[Any, Any]
 DEFAULT_FLOPS = 0.25
 LEAST_SHARE = 0.25  # of a group's channels that are kept whatever they cost
 MAX_INPUTS = 4608  # of a layer: its covariance is a matrix of that size
-import os
-
-MAX_STAGES = int(os.environ.get("ST", "12"))  # of the reconstruction, each of which runs the data once
-MACS = float(os.environ.get("MA", "4e10"))  # that the calibration samples may take to run once
+MAX_STAGES = 12  # of the reconstruction, each of which runs the data once
+MACS = 4e10  # that the calibration samples may take to run once
 PROBE_MACS = 1e10
 
 
@@ -178,9 +176,7 @@ class _Pruning:
             old, new = self.before.get(layer.name, layer.shape), layer.shape
             error = f"relative output error {errors[layer.name]:.2g}" if layer.name in errors else ""
             if old != new:
-                fitted = error or (
-                    "nothing makes up for it without calibration data" if ctx.data is None else ""
-                )
+                fitted = error or ("nothing makes up for it without calibration data" if ctx.data is None else "")
                 ctx.act(layer, "pruned", "; ".join(filter(None, [_change(layer, old, new), fitted])))
             elif error:
                 ctx.act(layer, "adjusted", f"to inputs that were pruned before it; {error}")

@@ -126,9 +126,7 @@ class Quant(Pass):
         known = {layer.name for layer in layers}
         for name in self.keep:
             if name not in known:
-                raise PassError(
-                    f"quant: option keep names {name!r}, which is no weighted layer of this model"
-                )
+                raise PassError(f"quant: option keep names {name!r}, which is no weighted layer of this model")
 
 
 @dataclass
@@ -170,9 +168,7 @@ class _Quantization:
             self._store_instead(division.static)
         kernels = self._kernels(dynamic)
         for layer in division.dynamic:
-            reason = (
-                f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
-            )
+            reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
 
     # -- which form ----------------------------------------------------------------------------------------
@@ -319,9 +315,7 @@ class _Quantization:
         self._build(layers, method)
         return self.evaluator.evaluate(self.model).fidelity.sqnr_db
 
-    def _protect(
-        self, layers: list[WeightedLayer], method: ranges.Method, sqnr: float
-    ) -> list[WeightedLayer]:
+    def _protect(self, layers: list[WeightedLayer], method: ranges.Method, sqnr: float) -> list[WeightedLayer]:
         """Take the layers that hurt most back to float until the outputs are good enough.
 
         Raises:
@@ -375,6 +369,4 @@ def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
 def _limited(written: Written) -> str:
     if not written.limited:
         return ""
-    return (
-        f"; {written.limited} of {written.channels} channels have fewer levels, so that sums cannot saturate"
-    )
+    return f"; {written.limited} of {written.channels} channels have fewer levels, so that sums cannot saturate"

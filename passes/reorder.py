@@ -94,9 +94,7 @@ class Reorder(Pass):
         sizes = [group.size for group in free]
         work = self.starts * sum(size**2 for size in sizes)
         sweeps = max(1, min(self.iterations, _MOST_WORK // max(work, 1)))
-        found = match_coupled(
-            operands, sizes, self.rate, ctx.rng(), self.starts, sweeps, self.least_gain, ctx.progress
-        )
+        found = match_coupled(operands, sizes, self.rate, ctx.rng(), self.starts, sweeps, self.least_gain, ctx.progress)
         for group, order in zip(free, found.orders, strict=True):
             if not np.array_equal(order, np.arange(group.size)):
                 select(group, order)

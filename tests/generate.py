@@ -40,9 +40,7 @@ class Net:
         self._constant_nodes = constant_nodes
         self._opset = opset
 
-    def node(
-        self, op: str, *inputs: str, channels: int | None = None, outputs: int = 1, **attributes: Any
-    ) -> str:
+    def node(self, op: str, *inputs: str, channels: int | None = None, outputs: int = 1, **attributes: Any) -> str:
         """Append any node; it has the channels of its first input unless told otherwise."""
         name = f"{op.lower()}{len(self.nodes)}"
         names = [name] + [f"{name}.{index}" for index in range(1, outputs)]
@@ -67,9 +65,7 @@ class Net:
     def vector(self, size: int, low: float = -0.5, high: float = 0.5) -> str:
         return self.constant(self.rng.uniform(low, high, size))
 
-    def conv(
-        self, x: str, out: int, kernel: int = 3, groups: int = 1, stride: int = 1, bias: bool = True
-    ) -> str:
+    def conv(self, x: str, out: int, kernel: int = 3, groups: int = 1, stride: int = 1, bias: bool = True) -> str:
         """Conv with padding that keeps the size, of any number of spatial axes."""
         ins, rank = self.channels[x] // groups, len(self.input_shape) - 1
         weight = self.weight(out, ins, *[kernel] * rank, fan_in=ins * kernel**rank)
@@ -142,9 +138,7 @@ class Net:
         ]
         graph = helper.make_graph(self.nodes, "net", [given], results, self.initializers)
         opsets = [helper.make_opsetid("", self._opset)]
-        proto = onnx.shape_inference.infer_shapes(
-            helper.make_model(graph, opset_imports=opsets, ir_version=8)
-        )
+        proto = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets, ir_version=8))
         onnx.checker.check_model(proto, full_check=True)
         return proto
 

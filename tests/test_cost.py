@@ -27,9 +27,7 @@ def _model(
         [onnx.ValueInfoProto(name=nodes[-1].output[0])],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
-    return Model.from_proto(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    )
+    return Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
 
 
 def _cost(model: Model, **inputs: tuple[int, ...]) -> Cost:
@@ -91,11 +89,7 @@ def test_matrix_products_of_activations_count_and_own_no_parameters() -> None:
 @pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
 def test_recurrent(op: str, gates: int) -> None:
     hidden, inputs, steps = 3, 5, 7
-    nodes = [
-        helper.make_node(
-            op, ["x", "w", "r"], ["y"], name="rnn", hidden_size=hidden, direction="bidirectional"
-        )
-    ]
+    nodes = [helper.make_node(op, ["x", "w", "r"], ["y"], name="rnn", hidden_size=hidden, direction="bidirectional")]
     weights = {"w": _floats(2, gates * hidden, inputs), "r": _floats(2, gates * hidden, hidden)}
     counted = _cost(_model(nodes, {"x": (steps, 1, inputs)}, weights), x=(steps, 1, inputs))
     size = 2 * gates * hidden * (inputs + hidden)

@@ -18,9 +18,7 @@ FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 rng = np.random.default_rng(0)
 
 
-def build(
-    nodes: list[onnx.NodeProto], inputs: dict[str, Any], weights: dict[str, np.ndarray] | None = None
-) -> Model:
+def build(nodes: list[onnx.NodeProto], inputs: dict[str, Any], weights: dict[str, np.ndarray] | None = None) -> Model:
     graph = helper.make_graph(
         nodes,
         "g",
@@ -28,9 +26,7 @@ def build(
         [onnx.ValueInfoProto(name="y")],
         [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
     )
-    return Model.from_proto(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    )
+    return Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 def vision(first: int | str | None = "n", size: int | str = 4) -> Model:
@@ -189,16 +185,12 @@ def test_unequal_sample_counts_and_values_out_of_range_are_refused() -> None:
         Dataset.from_arrays({"ids": ids, "mask": ids[:2]}, model=text())
     with pytest.raises(InputError, match="holds values outside int64"):
         Dataset.from_arrays({"ids": ids, "mask": np.full((3, 5), 2**63, np.uint64)}, model=text())
-    with pytest.raises(
-        InputError, match=r"array 'ids' is float64 where the model takes int64.*convert it to int64"
-    ):
+    with pytest.raises(InputError, match=r"array 'ids' is float64 where the model takes int64.*convert it to int64"):
         Dataset.from_arrays({"ids": ids * 1.0, "mask": ids}, model=text())
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"no such file; give an .npz file, a folder of them, or module:function"
-    ):
+    with pytest.raises(InputError, match=r"no such file; give an .npz file, a folder of them, or module:function"):
         Dataset.open(str(tmp_path / "missing.npz"), vision())
     junk = tmp_path / "junk.npz"
     junk.write_bytes(b"junk")
@@ -257,9 +249,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"0.npz: has no array 'labels'"):
         Dataset.open(source, vision())
     np.savez(tmp_path / "2.npz", image=np.ones((1, 1, 5, 5), np.float32))
-    with pytest.raises(
-        InputError, match=r"2.npz: array 'image' has shape \(1, 1, 5, 5\) where the model takes"
-    ):
+    with pytest.raises(InputError, match=r"2.npz: array 'image' has shape \(1, 1, 5, 5\) where the model takes"):
         list(Dataset.open(source, vision()).feeds())
 
 
@@ -366,9 +356,7 @@ def test_a_split_of_data_that_repeats_its_classes_in_turn_holds_out_all_of_them(
 def test_a_description_tells_contents_apart(tmp_path: Path) -> None:
     x = images()
     first = Dataset.open(npz(tmp_path, image=x, labels=np.arange(10)), vision())
-    same = Dataset.open(
-        npz(tmp_path, "same.npz", np.savez_compressed, image=x, labels=np.arange(10)), vision()
-    )
+    same = Dataset.open(npz(tmp_path, "same.npz", np.savez_compressed, image=x, labels=np.arange(10)), vision())
     assert first.describe()["sha256"] == same.describe()["sha256"]
     assert first.describe()["samples"] == 10
     digests = {first.describe()["sha256"], first.take(9).describe()["sha256"]}

@@ -29,9 +29,7 @@ def linear(weight: np.ndarray, op: str = "MatMul") -> Model:
         [onnx.ValueInfoProto(name="y")],
         [numpy_helper.from_array(weight.astype(np.float32), "w")],
     )
-    return Model.from_proto(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    )
+    return Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 WEIGHT = rng.standard_normal((6, 4))
@@ -92,9 +90,7 @@ def test_agreement_of_a_sequence_counts_positions() -> None:
 
 
 def test_a_missing_or_reshaped_output_fails_verification() -> None:
-    with pytest.raises(
-        VerificationError, match=r"output 'y' has shape \(1, 2\) where the original has shape \(1, 3\)"
-    ):
+    with pytest.raises(VerificationError, match=r"output 'y' has shape \(1, 2\) where the original has shape \(1, 3\)"):
         one(np.zeros((1, 3)), np.zeros((1, 2)))
     with pytest.raises(VerificationError, match="output 'y' has nothing"):
         fidelity([{"y": np.zeros(3)}], [{}])
@@ -181,9 +177,7 @@ def test_a_function_of_the_user_is_a_metric(tmp_path: Path) -> None:
     metric = metric_named(f"{tmp_path}/metrics.py:wrong")
     result = compare(linear(WEIGHT), linear(-WEIGHT), data, metric)
     assert (result.metric_original, result.metric_compressed, result.drop) == (0.0, 1.0, 1.0)
-    with pytest.raises(
-        InputError, match=r"metrics.py:fails failed with TypeError: .*; correct it, or its data"
-    ):
+    with pytest.raises(InputError, match=r"metrics.py:fails failed with TypeError: .*; correct it, or its data"):
         compare(linear(WEIGHT), linear(WEIGHT), data, metric_named(f"{tmp_path}/metrics.py:fails"))
 
 

@@ -55,9 +55,7 @@ def same_outputs(before: bytes, model: Model, inputs: dict[str, Array], toleranc
         assert list(expected) == list(actual)
         for name, value in expected.items():
             scale = max(1.0, float(np.abs(value).max(initial=0)))
-            np.testing.assert_allclose(
-                actual[name], value, rtol=tolerance, atol=tolerance * scale, err_msg=name
-            )
+            np.testing.assert_allclose(actual[name], value, rtol=tolerance, atol=tolerance * scale, err_msg=name)
 
 
 def conv_arrays(rng: np.random.Generator, outs: int = 6, ins: int = 4) -> dict[str, Array]:

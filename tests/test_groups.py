@@ -21,9 +21,7 @@ Array = np.ndarray[Any, Any]
 
 
 def groups_of(model: Model, feeds: dict[str, Array]) -> list[Group]:
-    return dependency_groups(
-        model, shapes.observed(model, {name: value[:1] for name, value in feeds.items()})
-    )
+    return dependency_groups(model, shapes.observed(model, {name: value[:1] for name, value in feeds.items()}))
 
 
 def named(groups: list[Group]) -> dict[str, Group]:
@@ -258,9 +256,7 @@ def test_declared_shapes_follow() -> None:
 def test_a_constant_that_others_read_is_not_edited_under_them() -> None:
     net = Net()
     bias = net.vector(6)
-    first, second = (
-        net.node("Conv", "x", net.weight(6, 3, 1, 1, fan_in=3), bias, channels=6) for _ in range(2)
-    )
+    first, second = (net.node("Conv", "x", net.weight(6, 3, 1, 1, fan_in=3), bias, channels=6) for _ in range(2))
     model = net.model(net.add(net.conv(first, 2), net.conv(second, 2)))
     groups = groups_of(model, net.feeds())
     select(groups[0], np.array([5, 1]))

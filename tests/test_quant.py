@@ -70,14 +70,10 @@ def residual_net(channels: int = 32, seed: int = 0) -> Model:
 
 def images(model: Model, samples: int = 24, seed: int = 1) -> Dataset:
     rng = np.random.default_rng(seed)
-    return Dataset.from_arrays(
-        {"x": rng.standard_normal((samples, 3, 16, 16)).astype(np.float32)}, model=model
-    )
+    return Dataset.from_arrays({"x": rng.standard_normal((samples, 3, 16, 16)).astype(np.float32)}, model=model)
 
 
-def quantize(
-    model: Model, data: Dataset | None, target: Target = VNNI, **options: Any
-) -> dict[str, Decision]:
+def quantize(model: Model, data: Dataset | None, target: Target = VNNI, **options: Any) -> dict[str, Decision]:
     """Run the pass, check the result's validity, and return the decisions by layer."""
     context = Context(target=target, data=data, scope="quant")
     names = [layer.name for layer in weighted_layers(model)]
@@ -252,9 +248,7 @@ TRANSFORMER = """
 def transformer() -> Model:
     rng = np.random.default_rng(0)
     shapes = {"table": (200, 64), "wq": (64, 64), "wk": (64, 64), "wo": (64, 64), "bq": (64,)}
-    return build(
-        TRANSFORMER, {name: rng.standard_normal(s).astype(np.float32) / 4 for name, s in shapes.items()}
-    )
+    return build(TRANSFORMER, {name: rng.standard_normal(s).astype(np.float32) / 4 for name, s in shapes.items()})
 
 
 def test_matmul_models_are_quantized_dynamically_with_and_without_data() -> None:
@@ -339,9 +333,7 @@ def test_a_quantized_model_is_left_alone() -> None:
 
 
 def test_a_model_that_would_grow_is_refused() -> None:
-    model = build(
-        "g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", {"w": np.eye(4, dtype=np.float32)}
-    )
+    model = build("g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", {"w": np.eye(4, dtype=np.float32)})
     with pytest.raises(PassError, match="enlarge"):
         quantize(model, None)
 

@@ -43,11 +43,7 @@ def test_mse_comes_close_to_the_best_range_of_a_full_search(kind: str, levels: i
     found = rounding_error(values, *mse(*histogram(values), levels), levels)
     low, high = min(0.0, values.min()), max(0.0, values.max())
     factors = np.linspace(0.02, 1, 50)
-    best = min(
-        rounding_error(values, low * a, high * b, levels)
-        for a in (factors if low else [1.0])
-        for b in factors
-    )
+    best = min(rounding_error(values, low * a, high * b, levels) for a in (factors if low else [1.0]) for b in factors)
     assert found <= 1.1 * best
     assert found <= rounding_error(values, low, high, levels)
 

@@ -19,9 +19,7 @@ from onnxcomp.runtime.gram import Gram
 from onnxcomp.runtime.layouts import layout_of
 
 
-def one_layer(
-    op: str, weight: np.ndarray, attributes: dict[str, Any], rank: int
-) -> tuple[Model, WeightedLayer]:
+def one_layer(op: str, weight: np.ndarray, attributes: dict[str, Any], rank: int) -> tuple[Model, WeightedLayer]:
     node = helper.make_node(op, ["x", "w"], ["y"], name="layer", **attributes)
     dims = [None] * rank
     graph = helper.make_graph(
@@ -46,9 +44,7 @@ def columns(layer: WeightedLayer, x: np.ndarray) -> np.ndarray:
 
 
 @st.composite
-def convolutions(
-    draw: st.DrawFn, transposed: bool = False
-) -> tuple[np.ndarray, dict[str, Any], tuple[int, ...]]:
+def convolutions(draw: st.DrawFn, transposed: bool = False) -> tuple[np.ndarray, dict[str, Any], tuple[int, ...]]:
     """Weight, attributes and shape of the input of a convolution over 1, 2 or 3 axes."""
     rank = draw(st.integers(1, 3))
     auto_pad = draw(st.sampled_from(["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
@@ -75,17 +71,13 @@ def convolutions(
     return weight, attributes, (draw(st.integers(1, 2)), groups * ins, *spatial)
 
 
-def check_against_runtime(
-    op: str, weight: np.ndarray, attributes: dict[str, Any], shape: tuple[int, ...]
-) -> None:
+def check_against_runtime(op: str, weight: np.ndarray, attributes: dict[str, Any], shape: tuple[int, ...]) -> None:
     model, layer = one_layer(op, weight, attributes, len(shape))
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     y = session.run(session.create(model), {"x": x})["y"]
     product = layer.matrix() @ columns(layer, x)  # (groups, outs, n · positions)
     batch, channels, *sizes = y.shape
-    expected = y.reshape(batch, layer.groups, channels // layer.groups, math.prod(sizes)).transpose(
-        1, 2, 0, 3
-    )
+    expected = y.reshape(batch, layer.groups, channels // layer.groups, math.prod(sizes)).transpose(1, 2, 0, 3)
     np.testing.assert_allclose(product.reshape(expected.shape), expected, atol=1e-4)
 
 

@@ -63,9 +63,7 @@ def test_observed_values_are_those_of_the_graph_as_written() -> None:
     observe(model, Dataset.from_arrays({"x": x}, model=model), {name: [c] for name, c in seen.items()})
     values = {name: np.concatenate(collected.arrays) for name, collected in seen.items()}
     np.testing.assert_array_equal(values["x"], x)
-    constants = {
-        t.name: t.values for t in model.graph.tensors().values() if t.name in ("scale", "bias", "mean", "var")
-    }
+    constants = {t.name: t.values for t in model.graph.tensors().values() if t.name in ("scale", "bias", "mean", "var")}
     scale, bias, mean, var = (constants[name][:, None, None] for name in ("scale", "bias", "mean", "var"))
     norm = (values["conv"] - mean) / np.sqrt(var + 1e-5) * scale + bias
     np.testing.assert_allclose(values["norm"], norm, atol=1e-5)

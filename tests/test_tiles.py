@@ -138,25 +138,19 @@ def test_every_kind_of_start_finds_planted_tiles(number: int, monkeypatch: pytes
     from onnxcomp.linalg import matching
 
     start = matching._Search.start
-    monkeypatch.setattr(
-        matching._Search, "start", lambda self, group, _, rng: start(self, group, number, rng)
-    )
+    monkeypatch.setattr(matching._Search, "start", lambda self, group, _, rng: start(self, group, number, rng))
     salience, _ = planted(128, 0)
     assert match(salience, (8, 8), 0.5, np.random.default_rng(0), starts=1).after <= 0.052
 
 
 def test_match_gains_little_where_there_is_nothing_to_find() -> None:
-    found = match(
-        np.abs(np.random.default_rng(0).normal(size=(256, 256))), (8, 8), 0.5, np.random.default_rng(0)
-    )
+    found = match(np.abs(np.random.default_rng(0).normal(size=(256, 256))), (8, 8), 0.5, np.random.default_rng(0))
     assert found.before - 0.05 < found.after < found.before
 
 
 @settings(deadline=None, max_examples=40)
 @given(SEEDS, st.integers(1, 21), st.integers(1, 21), st.integers(1, 5), st.integers(1, 5), st.floats(0, 1))
-def test_a_match_is_what_it_says(
-    seed: int, rows: int, columns: int, high: int, wide: int, rate: float
-) -> None:
+def test_a_match_is_what_it_says(seed: int, rows: int, columns: int, high: int, wide: int, rate: float) -> None:
     salience = np.random.default_rng(seed).exponential(size=(rows, columns))
     found = match(salience, (high, wide), rate, np.random.default_rng(0), starts=3)
     assert sorted(found.rows) == list(range(rows))
@@ -224,9 +218,7 @@ def test_units_of_several_lines_move_together() -> None:
         if order[0] < order[1] and order[2] < order[3] and order[4] < order[5] and order[6] < order[7]
     )
     assert found.after[0] == pytest.approx(optimum, abs=1e-9)
-    assert masked_share(salience[:, wide[found.orders[0]].ravel()], (2, 4), 0.5) == pytest.approx(
-        found.after[0]
-    )
+    assert masked_share(salience[:, wide[found.orders[0]].ravel()], (2, 4), 0.5) == pytest.approx(found.after[0])
 
 
 def test_lines_of_no_group_stay_and_two_groups_may_share_an_axis() -> None:

@@ -20,9 +20,7 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the states [batch, seq, 384] of tokens [batch, seq]."""
         positions = self.position_embeddings.weight[: input_ids.shape[1]]
-        return self.LayerNorm(
-            self.word_embeddings(input_ids) + positions + self.token_type_embeddings.weight[0]
-        )
+        return self.LayerNorm(self.word_embeddings(input_ids) + positions + self.token_type_embeddings.weight[0])
 
 
 class SelfAttention(nn.Module):
@@ -36,9 +34,7 @@ class SelfAttention(nn.Module):
         """Return the mixed values [batch, seq, 384]; ``bias`` [batch, 1, 1, seq] is added to the scores."""
         batch, length, _ = x.shape
         shape = (batch, length, HEADS, WIDTH // HEADS)
-        query, key, value = (
-            part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value)
-        )
+        query, key, value = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
         scores = query @ key.transpose(2, 3) / (WIDTH // HEADS) ** 0.5 + bias
         return (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, length, WIDTH)
 

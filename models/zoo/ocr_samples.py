@@ -57,9 +57,7 @@ def turn_samples(source: TextSource, count: int, seed: int) -> tuple[np.ndarray,
     return np.stack(inputs), labels.astype(np.int64)
 
 
-def page_samples(
-    source: TextSource, backgrounds: np.ndarray, seed: int
-) -> tuple[np.ndarray, list[list[Box]]]:
+def page_samples(source: TextSource, backgrounds: np.ndarray, seed: int) -> tuple[np.ndarray, list[list[Box]]]:
     """Return float32 [count, 3, 320, 320] and the boxes of the text lines of each page.
 
     Half of the pages are plain paper, the others are photographs from ``backgrounds`` with a label on them.
@@ -73,9 +71,7 @@ def page_samples(
     return np.stack(inputs), boxes
 
 
-def _draw_page(
-    background: np.ndarray, source: TextSource, rng: np.random.Generator
-) -> tuple[Image.Image, list[Box]]:
+def _draw_page(background: np.ndarray, source: TextSource, rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
     paper, ink = random_colours(rng)
     plain = rng.random() < 0.5
     page = Image.new("RGB", (PAGE_SIDE, PAGE_SIDE), paper) if plain else Image.fromarray(background)

@@ -64,9 +64,7 @@ def draw_line(text: str, source: TextSource, rng: np.random.Generator) -> Image.
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def random_font(
-    source: TextSource, rng: np.random.Generator, smallest: int, largest: int
-) -> ImageFont.FreeTypeFont:
+def random_font(source: TextSource, rng: np.random.Generator, smallest: int, largest: int) -> ImageFont.FreeTypeFont:
     """Return one of the fonts in a random size in pixels."""
     path = source.fonts[rng.integers(len(source.fonts))]
     return ImageFont.truetype(str(path), int(rng.integers(smallest, largest + 1)))

@@ -71,17 +71,14 @@ def _operands(node: gs.Node) -> tuple[gs.Tensor, Array] | None:
     return None
 
 
-def _convolutions(
-    tensor: gs.Tensor, outputs: set[int], layers: dict[int, WeightedLayer]
-) -> list[WeightedLayer]:
+def _convolutions(tensor: gs.Tensor, outputs: set[int], layers: dict[int, WeightedLayer]) -> list[WeightedLayer]:
     """The readers of the tensor, when all are convolutions of it; else nothing."""
     if id(tensor) in outputs:
         return []
     readers = [layers.get(id(node)) for node in tensor.outputs]
     found = [layer for layer in readers if layer is not None and layer.kind == "Conv"]
     whole = all(
-        sum(item is tensor for item in layer.node.inputs) == 1 and layer.node.inputs[0] is tensor
-        for layer in found
+        sum(item is tensor for item in layer.node.inputs) == 1 and layer.node.inputs[0] is tensor for layer in found
     )
     return found if whole and len(found) == len(readers) else []
 

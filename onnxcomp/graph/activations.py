@@ -40,9 +40,7 @@ def recognize_hard_sigmoids(graph: gs.Graph) -> int:
             last = sole_consumer(after.outputs[0], outputs)
             if last is not None and _divides_by_six(last, after.outputs[0]):
                 result = last.outputs[0]
-                gate = gs.Variable(
-                    names.new(f"{result.name}_gate"), clip.outputs[0].dtype, clip.outputs[0].shape
-                )
+                gate = gs.Variable(names.new(f"{result.name}_gate"), clip.outputs[0].dtype, clip.outputs[0].shape)
                 _replace(graph, add, [add, clip, last], source, gate)
                 after.inputs.clear()
                 after.inputs.extend([source, gate])
@@ -60,9 +58,7 @@ def split_hard_swishes(graph: gs.Graph) -> int:
             gate = gs.Variable(names.new(f"{result.name}_gate"), result.dtype, result.shape)
             detach(node)
             nodes.append(_hard_sigmoid(str(node.name), source, gate))
-            nodes.append(
-                gs.Node("Mul", names.new(f"{result.name}_Mul"), inputs=[source, gate], outputs=[result])
-            )
+            nodes.append(gs.Node("Mul", names.new(f"{result.name}_Mul"), inputs=[source, gate], outputs=[result]))
             found += 1
         else:
             nodes.append(node)
@@ -71,9 +67,7 @@ def split_hard_swishes(graph: gs.Graph) -> int:
     return found
 
 
-def _replace(
-    graph: gs.Graph, first: gs.Node, old: list[gs.Node], source: gs.Tensor, result: gs.Tensor
-) -> None:
+def _replace(graph: gs.Graph, first: gs.Node, old: list[gs.Node], source: gs.Tensor, result: gs.Tensor) -> None:
     """Put HardSigmoid(source) in the place of ``first``, and cut all of ``old`` off."""
     name = str(old[1].name)
     for node in old:

@@ -38,9 +38,7 @@ class _Term:
 
     whole: float
     sizes: dict[int, int] = field(default_factory=dict)  # of its axes
-    shares: dict[int, list[tuple[int, int]]] = field(
-        default_factory=dict
-    )  # by axis: curve, positions of a unit
+    shares: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # by axis: curve, positions of a unit
 
     def value(self, removed: Sequence[int]) -> float:
         value = self.whole

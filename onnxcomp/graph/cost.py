@@ -200,11 +200,7 @@ def _macs(node: gs.Node, shapes: Shapes) -> int:
 def _shape(tensor: gs.Tensor, shapes: Shapes) -> Shape | None:
     if tensor.name in shapes:
         return tuple(shapes[tensor.name])
-    if (
-        not is_constant(tensor)
-        and tensor.inputs
-        and tensor.inputs[0].op in ("DequantizeLinear", "QuantizeLinear")
-    ):
+    if not is_constant(tensor) and tensor.inputs and tensor.inputs[0].op in ("DequantizeLinear", "QuantizeLinear"):
         return _shape(tensor.inputs[0].inputs[0], shapes)
     declared = shape_of(tensor)
     if declared is None or not all(isinstance(dim, int) for dim in declared):

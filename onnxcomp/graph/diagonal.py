@@ -52,9 +52,7 @@ def equal_blocks(nonzero: Array, multiple: int) -> Blocks | None:
     for joined in range(1, parts // 2 + 1):
         count, rest = divmod(parts, joined)
         if rest == 0 and (outs // count) % multiple == 0 and (ins // count) % multiple == 0:
-            return Blocks(
-                count, np.argsort(label[:outs], kind="stable"), np.argsort(label[outs:], kind="stable")
-            )
+            return Blocks(count, np.argsort(label[:outs], kind="stable"), np.argsort(label[outs:], kind="stable"))
     return None
 
 
@@ -62,8 +60,6 @@ def make_grouped(layer: WeightedLayer, count: int) -> None:
     """Turn a convolution with a block-diagonal weight (outputs, inputs, *kernel) into ``count`` groups."""
     weight = layer.array()
     outs, ins = weight.shape[0] // count, weight.shape[1] // count
-    blocks = [
-        weight[block * outs : (block + 1) * outs, block * ins : (block + 1) * ins] for block in range(count)
-    ]
+    blocks = [weight[block * outs : (block + 1) * outs, block * ins : (block + 1) * ins] for block in range(count)]
     layer.set_array(np.concatenate(blocks))
     layer.node.attrs["group"] = count

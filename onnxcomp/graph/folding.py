@@ -86,9 +86,7 @@ def fold_static_shapes(graph: gs.Graph, types: Mapping[str, TensorType]) -> int:
         if all(dim is not None for dim in dims):
             replaced += _become(result, np.array(dims if node.op == "Shape" else dims[0], np.int64), outputs)
         else:
-            replaced += sum(
-                _fold_picked(consumer, result, dims, outputs) for consumer in list(result.outputs)
-            )
+            replaced += sum(_fold_picked(consumer, result, dims, outputs) for consumer in list(result.outputs))
     return replaced
 
 
@@ -225,9 +223,7 @@ def _single(node: gs.Node, arrays: dict[str, Array], opset: int, initializers: b
     inputs, constants = [], []
     for name, array in arrays.items():
         if initializers and array.size <= MAX_GROWTH:
-            constants.append(
-                onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-            )
+            constants.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
         else:
             element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
             inputs.append(onnx.helper.make_tensor_value_info(name, element, array.shape))

@@ -58,10 +58,7 @@ def tensor_type(value: onnx.ValueInfoProto) -> TensorType | None:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return TensorType(tensor.elem_type, None)
-    dims = (
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
-        for dim in tensor.shape.dim
-    )
+    dims = (dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in tensor.shape.dim)
     return TensorType(tensor.elem_type, tuple(dims))
 
 

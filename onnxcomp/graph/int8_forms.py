@@ -42,9 +42,7 @@ class FormWriter:
         matrix = gs.Constant(name, np.ascontiguousarray(weights.codes.T))
         steps = gs.Constant(self._names.new(layer.weight.name + "_scales"), weights.scales)
         detach(node)
-        product, real, factor = (
-            self._variable(result.name + suffix) for suffix in ("_int32", "_sum", "_scale")
-        )
+        product, real, factor = (self._variable(result.name + suffix) for suffix in ("_int32", "_sum", "_scale"))
         last = result if bias is None else self._variable(result.name + "_product")
         nodes += [
             self._node("MatMulInteger", [codes, matrix, zero], product, name=str(node.name)),
@@ -105,22 +103,14 @@ class FormWriter:
     def _quantized_input(self, source: gs.Tensor, nodes: list[gs.Node]) -> _Codes:
         """Codes, scale and zero point of the activation; their node goes before the first use."""
         if id(source) not in self._dynamic:
-            codes, scale, zero = (
-                self._variable(source.name + suffix) for suffix in ("_uint8", "_step", "_zero")
-            )
+            codes, scale, zero = (self._variable(source.name + suffix) for suffix in ("_uint8", "_step", "_zero"))
             self._dynamic[id(source)] = codes, scale, zero
             name = self._names.new(source.name + "_quantize")
-            nodes.append(
-                gs.Node("DynamicQuantizeLinear", name, inputs=[source], outputs=[codes, scale, zero])
-            )
+            nodes.append(gs.Node("DynamicQuantizeLinear", name, inputs=[source], outputs=[codes, scale, zero]))
         return self._dynamic[id(source)]
 
-    def _node(
-        self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, name: str = "", **attrs: Any
-    ) -> gs.Node:
-        return gs.Node(
-            op, name or self._names.new(f"{output.name}_{op}"), attrs, inputs=inputs, outputs=[output]
-        )
+    def _node(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, name: str = "", **attrs: Any) -> gs.Node:
+        return gs.Node(op, name or self._names.new(f"{output.name}_{op}"), attrs, inputs=inputs, outputs=[output])
 
     def _variable(self, name: str) -> gs.Variable:
         return gs.Variable(self._names.new(name))

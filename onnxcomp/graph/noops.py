@@ -71,12 +71,7 @@ def _transpose(node: gs.Node, types: Types) -> bool:  # noqa: ARG001
 def _reshape(node: gs.Node, types: Types) -> bool:
     """The shape before is fully known and is the shape after."""
     before, after = types.get(node.inputs[0].name), types.get(node.outputs[0].name)
-    return (
-        before is not None
-        and after is not None
-        and before.static is not None
-        and before.static == after.static
-    )
+    return before is not None and after is not None and before.static is not None and before.static == after.static
 
 
 _RULES: dict[str, Callable[[gs.Node, Types], bool]] = {

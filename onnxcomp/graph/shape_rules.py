@@ -198,9 +198,7 @@ def _destination(old: tuple[int, ...], axis: int, new: tuple[int, ...]) -> tuple
     return None
 
 
-def _target(
-    flow: Propagation, node: gs.Node, axis: int, old_axis: int
-) -> tuple[gs.Node, int | str | None, int] | None:
+def _target(flow: Propagation, node: gs.Node, axis: int, old_axis: int) -> tuple[gs.Node, int | str | None, int] | None:
     """Node, input and entry of the constant that says how long the new axis is.
 
     The source is None where nothing needs to be said (-1: as long as it comes), the result None where the

@@ -71,9 +71,7 @@ def operands_of(
         for slot in group.slots:
             layer = slot.layer
             if layer is not None and slot.index == layer.weight_index and slot.role in ("out", "in"):
-                bindings.setdefault((id(slot.node), slot.role == "in"), []).append(
-                    Binding(number, slot.positions)
-                )
+                bindings.setdefault((id(slot.node), slot.role == "in"), []).append(Binding(number, slot.positions))
     operands, tiled = [], []
     for layer in layers:
         rows, columns = (tuple(bindings.get((id(layer.node), side), ())) for side in (False, True))

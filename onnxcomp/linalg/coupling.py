@@ -86,9 +86,7 @@ class Matrix:
         total = float(salience.sum())
         salience = np.round(salience * (scale * operand.importance / total if total > 0 else 0.0))
         axes = []
-        for axis, (bindings, size) in enumerate(
-            zip((operand.rows, operand.columns), operand.block, strict=True)
-        ):
+        for axis, (bindings, size) in enumerate(zip((operand.rows, operand.columns), operand.block, strict=True)):
             if not bindings:
                 salience = np.add.reduceat(salience, np.arange(0, salience.shape[axis], size), axis=axis)
                 size = 1
@@ -97,9 +95,7 @@ class Matrix:
 
     def by_block(self, axis: int, standing: Array) -> Array:
         """The lines of one axis, summed over the blocks of the other axis: (lines, blocks)."""
-        sums: Array = np.add.reduceat(
-            np.take(self.lines[axis], standing, axis=1), self.axes[1 - axis].cuts, axis=1
-        )
+        sums: Array = np.add.reduceat(np.take(self.lines[axis], standing, axis=1), self.axes[1 - axis].cuts, axis=1)
         return sums
 
 

@@ -35,9 +35,7 @@ class Int8Weights:
     limited: int = 0
 
 
-def quantize_weights(
-    matrix: Array, avoid_saturation: bool = False, least_scales: Array | None = None
-) -> Int8Weights:
+def quantize_weights(matrix: Array, avoid_saturation: bool = False, least_scales: Array | None = None) -> Int8Weights:
     """Round every row to 127 levels on each side of zero; its scale comes from its largest magnitude.
 
     Args:

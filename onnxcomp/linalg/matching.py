@@ -148,9 +148,7 @@ class _Search:
         self.rate = rate
         self.matrices = [Matrix.of(operand, scale) for operand in operands]
         self.totals = [float(matrix.lines[0].sum()) for matrix in self.matrices]
-        self.moves = [
-            Moves.of(tuple(self._uses(group)), self.matrices, count) for group, count in enumerate(units)
-        ]
+        self.moves = [Moves.of(tuple(self._uses(group)), self.matrices, count) for group, count in enumerate(units)]
 
     def _uses(self, group: int) -> list[Use]:
         return [

@@ -98,9 +98,7 @@ def grid(low: float, high: float, levels: int = 256) -> tuple[float, int]:
     return float(scale), int(np.clip(np.rint(-low / float(scale)), 0, levels - 1))
 
 
-def quantization_noise(
-    counts: Array, edges: Array, low: float, high: float, levels: int = 256
-) -> tuple[float, float]:
+def quantization_noise(counts: Array, edges: Array, low: float, high: float, levels: int = 256) -> tuple[float, float]:
     """Mean square of the values, and of the error that the range's levels make on them."""
     total = float(counts.sum())
     if total == 0:

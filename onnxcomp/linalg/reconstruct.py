@@ -23,9 +23,9 @@ from onnxcomp.linalg.moments import Moments
 __all__ = [
     "Reader",
     "damping_for",
+    "fitted",
     "least_squares",
     "norm_order",
-    "fitted",
     "prediction_error",
     "removal_order",
 ]
@@ -61,15 +61,13 @@ class Reader:
         return float(np.einsum("goi,gij,goj->", self.W, self.H, self.W, optimize=True))
 
 
-import os
-
-SD = float(os.environ.get("SD", ".01"))
-RD = float(os.environ.get("RD", ".01"))
+DAMPING = 0.01
+"""λ in units of the mean of diag(H) where samples abound."""
 
 
 def damping_for(samples: int, inputs: int) -> float:
     """λ in units of the mean of diag(H), when H of so many inputs was estimated from so many samples."""
-    return SD * max(1.0, SAMPLES_PER_INPUT * inputs / max(1, samples))
+    return DAMPING * max(1.0, SAMPLES_PER_INPUT * inputs / max(1, samples))
 
 
 def removal_order(readers: Sequence[Reader], most: int) -> tuple[Array, Array]:
@@ -211,9 +209,7 @@ def prediction_error(W: Array, b: Array, moments: Moments) -> float:
     if total <= 0.0:
         return 0.0
     offset = moments.output_mean - (W @ moments.mean[:, :, None])[:, :, 0] - b
-    explained = 2.0 * float((W * moments.cross_covariance).sum()) - float(
-        ((W @ moments.covariance) * W).sum()
-    )
+    explained = 2.0 * float((W * moments.cross_covariance).sum()) - float(((W @ moments.covariance) * W).sum())
     return max(0.0, total - explained + float(np.square(offset).sum())) / total
 
 

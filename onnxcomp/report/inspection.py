@@ -204,6 +204,4 @@ def _channels(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[C
         reason = group.pinned or group.kept or ""
         movable = group.pinned is None
         removable = movable and group.kept is None
-        yield ChannelFacts(
-            layer=group.name, channels=group.size, removable=removable, movable=movable, reason=reason
-        )
+        yield ChannelFacts(layer=group.name, channels=group.size, removable=removable, movable=movable, reason=reason)

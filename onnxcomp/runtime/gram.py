@@ -90,9 +90,7 @@ class Gram:
 
 def enough_columns(layout: Layout) -> int:
     """How many columns to use for H."""
-    return max(
-        COLUMNS_PER_INPUT * layout.size, LEAST_COLUMNS if layout.groups == 1 else LEAST_GROUPED_COLUMNS
-    )
+    return max(COLUMNS_PER_INPUT * layout.size, LEAST_COLUMNS if layout.groups == 1 else LEAST_GROUPED_COLUMNS)
 
 
 def spread(total: int, share: int, turn: int) -> Array:

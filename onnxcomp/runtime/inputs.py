@@ -48,8 +48,7 @@ def model_inputs(model: Model) -> list[ModelInput]:
             continue
         if tensor.dtype is None or getattr(tensor, "type", "tensor_type") != "tensor_type":
             raise InputError(
-                f"{model.path or 'the model'}: input {tensor.name} is no tensor; "
-                "such models are not supported yet"
+                f"{model.path or 'the model'}: input {tensor.name} is no tensor; such models are not supported yet"
             )
         dims = None if tensor.shape is None else tuple(_dim(dim) for dim in tensor.shape)
         inputs.append(ModelInput(tensor.name, np.dtype(tensor.dtype), dims))
@@ -70,8 +69,7 @@ def conform(array: Array, wanted: ModelInput, where: str) -> Array:
     check_kind(array.dtype, wanted, where)
     if wanted.shape is not None:
         fits = len(wanted.shape) == array.ndim and all(
-            not isinstance(dim, int) or dim == found
-            for dim, found in zip(wanted.shape, array.shape, strict=True)
+            not isinstance(dim, int) or dim == found for dim, found in zip(wanted.shape, array.shape, strict=True)
         )
         if not fits:
             raise InputError(
@@ -117,8 +115,7 @@ def _cast(array: Array, wanted: ModelInput, where: str) -> Array:
             cast = np.ascontiguousarray(array, dtype=wanted.dtype).reshape(array.shape)
         if not np.isfinite(cast).all():
             raise InputError(
-                f"{where}: array {wanted.name!r} holds NaN or infinite values as {wanted.dtype}; "
-                "remove those samples"
+                f"{where}: array {wanted.name!r} holds NaN or infinite values as {wanted.dtype}; remove those samples"
             )
         return cast
     if wanted.kind == "int" and array.dtype != wanted.dtype and array.size:

@@ -64,9 +64,7 @@ def compare(
     config = {"session.force_spinning_stop": "1"}
     sessions = [create(model, threads=threads, config=config) for model in (a, b)]
     feeds = dict(feeds)
-    repeats = [
-        max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup))) for session in sessions
-    ]
+    repeats = [max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup))) for session in sessions]
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):

@@ -79,9 +79,7 @@ class PatchLayout:
 
     def view(self, array: Array) -> tuple[Array, int]:
         padded = np.pad(array, [(0, 0), (0, 0), *self.padding(array.shape[2:])])
-        spans = [
-            dilation * (kernel - 1) + 1 for kernel, dilation in zip(self.kernel, self.dilations, strict=True)
-        ]
+        spans = [dilation * (kernel - 1) + 1 for kernel, dilation in zip(self.kernel, self.dilations, strict=True)]
         axes = tuple(range(2, array.ndim))
         windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axes)
         starts = tuple(slice(None, None, stride) for stride in self.strides)
@@ -97,9 +95,7 @@ class PatchLayout:
         if self.auto_pad == "VALID":
             return [(0, 0)] * rank
         padding = []
-        for size, kernel, stride, dilation in zip(
-            sizes, self.kernel, self.strides, self.dilations, strict=True
-        ):
+        for size, kernel, stride, dilation in zip(sizes, self.kernel, self.strides, self.dilations, strict=True):
             total = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
             small, large = total // 2, total - total // 2
             padding.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))

@@ -111,9 +111,7 @@ def _note(shapes: dict[str, Shape], names: list[str], described: list[dict[str, 
                 shapes.setdefault(name, tuple(dims))
 
 
-def _kernel_events(
-    model: bytes, feeds: Feeds, threads: int, runs: int, optimize: bool
-) -> Iterator[dict[str, Any]]:
+def _kernel_events(model: bytes, feeds: Feeds, threads: int, runs: int, optimize: bool) -> Iterator[dict[str, Any]]:
     """One event for each execution of each node, in the order of time."""
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL

@@ -84,9 +84,7 @@ def refit(
     return errors
 
 
-def _regression(
-    layer: WeightedLayer, original: WeightedLayer, kept: Kept, columns: Array | None
-) -> Regression:
+def _regression(layer: WeightedLayer, original: WeightedLayer, kept: Kept, columns: Array | None) -> Regression:
     target = np.take_along_axis(original.matrix(), kept.rows[:, :, None], axis=1)
     return Regression(layout_of(layer), layout_of(original), target, columns)
 

@@ -20,9 +20,6 @@ __all__ = ["InputMoments", "Regression", "observe_pairs"]
 
 Array = np.ndarray[Any, Any]
 
-import os
-
-COLS = int(os.environ.get("COLS", "1"))
 HELD_OUT = 0.25  # of the samples, the last ones: neighbours in a data set may be near duplicates
 
 
@@ -44,7 +41,7 @@ class InputMoments:
 
     def expect(self, updates: int) -> None:
         """Spread the columns over so many updates."""
-        self._share = -(-COLS * enough_columns(self.layout) // max(1, updates))
+        self._share = -(-enough_columns(self.layout) // max(1, updates))
 
     def update(self, array: Array) -> None:
         """Take in the layer's input for one batch."""
@@ -78,7 +75,7 @@ class Regression:
 
     def expect(self, updates: int) -> None:
         """Spread the columns over so many updates, the last of which are held out."""
-        self._share = -(-COLS * enough_columns(self.layout) // max(1, updates))
+        self._share = -(-enough_columns(self.layout) // max(1, updates))
         self._kept = updates - int(HELD_OUT * updates)
 
     def update(self, array: Array | None, original: Array) -> None:
@@ -125,8 +122,7 @@ def observe_pairs(
 def _same_rows(inputs: Sequence[tuple[Layout, Array]], share: int, turn: int) -> Iterator[list[Array]]:
     """The same positions of several inputs, each as (G, n, d), a limited number at a time."""
     views = [
-        layout.view(array.astype(np.promote_types(array.dtype, np.float32), copy=False))
-        for layout, array in inputs
+        layout.view(array.astype(np.promote_types(array.dtype, np.float32), copy=False)) for layout, array in inputs
     ]
     view, axes = views[0]
     chosen = spread(math.prod(view.shape[:axes]), share, turn)
@@ -134,8 +130,6 @@ def _same_rows(inputs: Sequence[tuple[Layout, Array]], share: int, turn: int) ->
     for start in range(0, len(chosen), step):
         part = chosen[start : start + step]
         yield [
-            np.ascontiguousarray(
-                rows_at(view, axes, part).reshape(len(part), layout.groups, -1).swapaxes(0, 1)
-            )
+            np.ascontiguousarray(rows_at(view, axes, part).reshape(len(part), layout.groups, -1).swapaxes(0, 1))
             for (view, axes), (layout, _) in zip(views, inputs, strict=True)
         ]

@@ -129,9 +129,7 @@ def _chunks(groups: Sequence[Group]) -> Iterator[list[int]]:
         yield chunk
 
 
-def _observe(
-    model: Model, groups: Sequence[Group], dataset: Dataset, progress: Progress
-) -> dict[str, InputMoments]:
+def _observe(model: Model, groups: Sequence[Group], dataset: Dataset, progress: Progress) -> dict[str, InputMoments]:
     """Covariances of the inputs of all readers, by layer."""
     moments: dict[str, InputMoments] = {}
     wanted: dict[str, list[InputMoments]] = {}

@@ -3,13 +3,13 @@
 import csv
 from pathlib import Path
 
+import minilm_metric
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-import minilm_metric
 from zoo.evaluate import first_output, run_model
 from zoo.export import export, save, set_metadata
 from zoo.minilm import MiniLM

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import ppocr_metric
+
 from zoo.evaluate import run_model
 from zoo.ocr_samples import ragged_reading_samples, reading_samples
 from zoo.packages import Packages
