@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.codec import nested_graphs
-from onnxcomp.graph.constants import assign, is_constant, value_of
+from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import detach, output_ids
 from onnxcomp.graph.inferred import TensorType, tensor_type
 from onnxcomp.runtime import session
@@ -58,7 +58,8 @@ def lift_constants(graph: gs.Graph) -> list[gs.Tensor]:
             value = value_of(tensor)
             local = any(id(consumer) in members for consumer in tensor.outputs)
             if value is not None and value.dtype.kind in _NUMBERS and local and id(tensor) not in outputs:
-                assign(tensor, value)
+                node.outputs.clear()  # dead now, and removed with other dead code
+                tensor.to_constant(np.ascontiguousarray(value).reshape(value.shape))
                 lifted.append(tensor)
     return lifted
 
