@@ -91,7 +91,8 @@ class Model:
         """
         proto = self.proto()
         try:
-            return proto.SerializeToString(deterministic=True)
+            data: bytes = proto.SerializeToString(deterministic=True)
+            return data
         except (EncodeError, ValueError):
             raise InputError(
                 f"{self.path or 'the model'}: is over the 2 GB that one ONNX file can hold; "
