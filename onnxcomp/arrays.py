@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -196,7 +197,7 @@ def read_npz(path: Path) -> dict[str, Column]:
                 columns[member.filename.removesuffix(".npy")] = _open_member(path, archive, member)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz file, a folder of them, or module:function") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
         raise InputError(f"{path}: is not an .npz file ({one_line(error)}); write it with numpy.savez") from None
     if not columns:
         raise InputError(f"{path}: holds no arrays; give one for each model input")

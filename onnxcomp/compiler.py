@@ -164,7 +164,7 @@ def prepare_samples(model: Model, data: Dataset | str | None, test_data: Dataset
     held_out = evaluation is not None
     if calibration is not None and evaluation is None:
         if len(calibration) >= _LEAST_SPLIT:
-            calibration, evaluation = calibration.split(_HELD_OUT)
+            calibration, evaluation = calibration.split(1 - _HELD_OUT)
             held_out = True
         else:
             evaluation = calibration

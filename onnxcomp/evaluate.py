@@ -160,6 +160,10 @@ class Evaluator:
         else:
             if self._original is None:
                 self._original = _apply(metric, [pair[0] for pair in kept], self._dataset)
+                if not math.isfinite(self._original):
+                    raise InputError(
+                        f"metric {metric.name} is {self._original} for the original; correct it, or its data"
+                    )
             original, compressed = self._original, _apply(metric, [pair[1] for pair in kept], self._dataset)
         samples = len(self._dataset)
         return Evaluation(metric.name, original, compressed, metric.higher_is_better, fidelity, samples)
@@ -225,7 +229,7 @@ def default_metric(reference: Iterable[Outputs], labels: Array | None) -> Metric
         reference: the original's outputs for each feed.
         labels: of all samples.
     """
-    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         return _METRICS["cosine"]
     named: list[Array] = []
     for values in reference:
@@ -245,13 +249,18 @@ def _apply(metric: Metric, batches: list[dict[str, Any]], dataset: Dataset) -> f
     if metric.needs_labels and labels is None:
         raise InputError(f"metric {metric.name} needs labels; add an array 'labels' to the data")
     try:
-        return float(metric.of_outputs(batches, labels))
+        value: Any = metric.of_outputs(batches, labels)
     except InputError:
         raise
-    except Exception as error:  # it may be the user's code
+    except (Exception, SystemExit) as error:  # it may be the user's code
         raise InputError(
             f"metric {metric.name} failed with {type(error).__name__}: {one_line(error)}; correct it, or its data"
         ) from error
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        found = f"{type(value).__name__} {value!r:.40}"
+        raise InputError(f"metric {metric.name} returns {found}, which is no number; let it return a float") from None
 
 
 def _top(count: int) -> MetricFunction:
@@ -263,12 +272,23 @@ def _top(count: int) -> MetricFunction:
                 f"top{count} needs class scores and one integer label for each, "
                 f"but scores are {_shape(scores)} and labels {_shape(labels)}; use another metric"
             )
+        _check_classes(labels, scores.shape[-1], f"top{count}")
         own = np.take_along_axis(scores, labels[..., None].astype(np.int64), axis=-1)
         # Ties count against the label, except with itself: a constant output earns nothing.
         ahead = (scores >= own).sum(axis=-1) - 1
         return float(np.mean((ahead < count) & np.isfinite(own[..., 0])))
 
     return share_of_labels_in_top
+
+
+def _check_classes(labels: Array, classes: int, name: str) -> None:
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{name} needs integer labels, but they are {labels.dtype}; convert them to class numbers")
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise InputError(
+            f"{name} needs labels from 0 to {classes - 1}, but they go from {labels.min()} to {labels.max()}; "
+            "number the classes as the model does"
+        )
 
 
 def _shape(array: Array | None) -> str:

@@ -132,6 +132,8 @@ class Measure:
             step.record.checks.append(CheckRecord("signal", "failed", sqnr, message))
             raise VerificationError(f"{step.passed.name}: {message}; ask it for less")
         step.record.checks.append(CheckRecord("signal", "passed", sqnr))
+        if math.isnan(evaluation.metric_compressed):
+            raise VerificationError(f"after {step.passed.name} the metric {evaluation.metric} is not a number")
         if not evaluation.drop <= self._max_drop + 1e-12:
             raise BudgetError(
                 f"after {step.passed.name} the metric {evaluation.metric} has dropped by {evaluation.drop:.4g}, more "

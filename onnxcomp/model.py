@@ -18,6 +18,7 @@ from onnxcomp.graph.state import GraphState
 __all__ = ["Model"]
 
 _PROTOBUF_LIMIT = 2**31 - 1
+_TEMPORARY = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
 
 
 class Model:
@@ -126,12 +127,14 @@ class Model:
 
 def one_line(error: BaseException) -> str:
     """An exception's message as part of a sentence."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write through a temporary file in the same folder, so that ``path`` is old or new and never half.
+
+    A symbolic link stays, and what it points to is replaced. A device or pipe is written to as it is.
 
     Raises:
         InputError: the folder is missing or may not be written, or the disk is full.
@@ -140,17 +143,21 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder; give the name of a file to write")
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        place = Path(os.path.realpath(path))
+        descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=place.parent)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, _permissions(path))
-        os.replace(temporary, path)
+        os.chmod(temporary, _permissions(place))
+        os.replace(temporary, place)
         temporary = None
-    except FileNotFoundError:
-        raise InputError(f"{path}: its folder {path.parent} does not exist; create it first") from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            raise InputError(f"{path}: its folder {path.parent} does not exist; create it first") from None
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         if temporary is not None:

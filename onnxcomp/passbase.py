@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["Pass", "Stage"]
 
 
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}  # pydantic's names for limits
+_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
 class Stage(IntEnum):
     """Where a legal order puts a pass: each stage works on what the earlier ones leave."""
 
@@ -97,10 +101,22 @@ def _explain(cls: type[Pass], error: ErrorDetails) -> str:
     if not option:
         return f"{cls.name}: {error['msg'].removeprefix('Value error, ')}"
     field = cls.model_fields[option]
-    limits = [str(limit) for limit in field.metadata if not callable(limit)]
+    limits = _limits(field.metadata)
     allowed = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    if limits and error["type"] in _OUT_OF_RANGE:
+        allowed = f"it must be {limits}"
     meaning = f" ({field.description})" if field.description and limits else ""
     return f"{cls.name}: option {option}={error['input']!r} is not allowed: {allowed}{meaning}"
+
+
+def _limits(metadata: list[Any]) -> str:
+    """The range of an option: ``> 0 and < 1``."""
+    return " and ".join(
+        f"{sign} {getattr(limit, kind)}"
+        for limit in metadata
+        for kind, sign in _SIGNS.items()
+        if getattr(limit, kind, None) is not None
+    )
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:

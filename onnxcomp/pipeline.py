@@ -105,7 +105,10 @@ def _calls(text: str) -> list[ast.expr]:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         tree = ast.Constant(None)
     if not isinstance(tree, ast.List):
-        raise UsageError(f"the pipeline {text!r} cannot be read; write it like prune(flops=0.3),quant")
+        raise UsageError(
+            f"the pipeline {text!r} cannot be read; write it like prune(flops=0.3),quant, "
+            f"or name a recipe: {', '.join(recipe_names())}"
+        )
     if not tree.elts:
         raise UsageError(f"the pipeline is empty; name passes, separated by commas: {', '.join(pass_names())}")
     return tree.elts
@@ -116,7 +119,8 @@ def _parse_call(call: ast.expr, text: str) -> Pass:
         return pass_class(call.id).with_options({})
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise UsageError(
-            f"{ast.unparse(call)!r} in the pipeline {text!r} is no pass; write it like prune(flops=0.3),quant"
+            f"{ast.unparse(call)!r} in the pipeline {text!r} is no pass; write it like prune(flops=0.3),quant, "
+            f"or name a recipe: {', '.join(recipe_names())}"
         )
     name = call.func.id
     cls = pass_class(name)

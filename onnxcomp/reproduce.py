@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
-from onnxcomp.errors import InputError
+from onnxcomp.errors import BudgetError, InputError
 from onnxcomp.hooks import Timing, Verify
 from onnxcomp.manager import PassManager, PassRecord, Step
 from onnxcomp.model import Model, one_line, write_atomic
@@ -45,7 +45,7 @@ class Reproducer:
         """Let the pass fail, and write down how to repeat that."""
         try:
             yield
-        except (InputError, KeyboardInterrupt):
+        except (InputError, BudgetError):  # the pass did as it was told
             raise
         except Exception as error:
             step.before.restore()

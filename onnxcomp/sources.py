@@ -165,10 +165,10 @@ class FunctionSource:
                         f"{self.name}: yields {type(feeds).__name__}; "
                         "yield a dict from input names to arrays, or a pair of that and a label"
                     )
-                yield {key: np.asarray(value) for key, value in feeds.items()}, label
+                yield {str(key): np.asarray(value) for key, value in feeds.items()}, label
         except (InputError, GeneratorExit):
             raise
-        except Exception as error:  # it is the user's code: anything may come
+        except (Exception, SystemExit) as error:  # it is the user's code: anything may come
             raise InputError(
                 f"{self.name}: failed with {type(error).__name__}: {one_line(error)}; correct the function"
             ) from error
@@ -181,11 +181,13 @@ def load_function(text: str) -> Callable[..., Any]:
         InputError: there is no such module, file or function.
     """
     place, _, attribute = text.rpartition(":")
+    if not place or not attribute:
+        raise InputError(f"{text}: names no function; give module:function or file.py:function")
     if place.endswith(".py") and not Path(place).is_file():
         raise InputError(f"{text}: there is no file {place}; give module:function or file.py:function")
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         cause = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{text}: cannot import {place} ({cause}); give module:function") from error
     function = getattr(module, attribute, None)

@@ -20,6 +20,13 @@ __all__ = ["Feeds", "all_cores", "create", "reason", "run", "with_outputs"]
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 
+# What ONNX Runtime puts around its messages: an error code, file and line, the C++ function.
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_PLACE = re.compile(r"(?:\S*/onnxruntime/\S+|\b\w+\.(?:cc|h)):\d+ ")
+_FUNCTION = re.compile(
+    r"(?:[\w:<>,&*~]+ )*[\w:<>,&*~]+::[\w~]+\((?:[^()]|\([^()]*\))*\)(?: const)?(?: \[with [^\]]*\])? "
+)
+
 _FATAL = 4  # ONNX Runtime raises what it logs as errors; saying it once is enough
 
 
@@ -49,7 +56,8 @@ def create(
     except InputError:
         raise
     except Exception as error:  # the binding raises a dozen classes that share no base
-        raise InputError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}") from None
+        remedy = f"; export {path.name} again" if path else ""
+        raise InputError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}{remedy}") from None
 
 
 def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:
@@ -115,10 +123,10 @@ def all_cores() -> int:
 
 def reason(error: BaseException) -> str:
     """ONNX Runtime's message without its error codes and source locations, on one line."""
-    text = one_line(error)
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"\S*/onnxruntime/\S+ (?:\S+::)?\S+\(.*?\) ", "", text)
-    return text.removesuffix(".")
+    text = " ".join(str(error).split())
+    for noise in (_CODE, _PLACE, _FUNCTION):
+        text = noise.sub("", text)
+    return one_line(Exception(text)) if text else one_line(error)
 
 
 def _options(threads: int, optimize: bool, config: Mapping[str, str]) -> ort.SessionOptions:
