@@ -15,17 +15,18 @@ from pathlib import Path
 
 from onnxcomp.compiler import compress, prepare_samples
 from onnxcomp.data import Dataset
+from onnxcomp.destinations import check_spared, check_writable
 from onnxcomp.errors import InputError, PassError, UsageError
 from onnxcomp.evaluate import metric_named
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
 from onnxcomp.pipeline import Pipeline, recipe_names
 from onnxcomp.registry import pass_class, pass_names
-from onnxcomp.report.console import console, progress_bars
-from onnxcomp.report.inspection import inspect, inspection_tables, inspection_text
-from onnxcomp.report.manual import manual_page, pass_summary
+from onnxcomp.report.console import Page, progress_bars
+from onnxcomp.report.inspection import inspect, print_inspection
+from onnxcomp.report.manual import pass_summary, print_manual
 from onnxcomp.report.schema import Report, Section
-from onnxcomp.report.table import decisions, result_table, summary, table
+from onnxcomp.report.table import decisions, legend, result_table, summary, table
 from onnxcomp.report.timings import open_timings
 from onnxcomp.reproduce import replay
 from onnxcomp.runtime.target import Target
@@ -56,7 +57,7 @@ class Request:
     @property
     def destination(self) -> Path:
         """The file to write: by default beside the model, and never the model itself."""
-        return self.output or self.model.with_name(f"{self.model.stem}.compressed.onnx")
+        return self.output or self.model.parent / f"{self.model.stem}.compressed.onnx"
 
     @property
     def silent(self) -> bool:
@@ -80,6 +81,9 @@ class _Job:
 def compress_model(request: Request) -> int:
     """Compress, print the table, write the report; 3 when a pass was rolled back."""
     job = _prepare(request)
+    page = Page()
+    if not request.silent:
+        page.line(_order(job))
     failures = request.destination.with_name(f"{request.destination.stem}.failed")
     with progress_bars(request.quiet) as progress, _clean_stdout(request):
         result = compress(
@@ -98,14 +102,32 @@ def compress_model(request: Request) -> int:
             progress=progress,
             command=sys.argv,
         )
-    _write_report(request, result.report)
+    try:
+        _write_report(request, result.report)
+    except InputError as error:
+        raise InputError(f"{error} (the model was written to {request.destination})") from None
     if not request.silent:
-        out = console()
-        out.print(result_table(result.report))
-        for line in decisions(result.report):
-            out.print(line)
-        out.print(summary(result.report))
+        _print_result(page, result.report)
     return _conclude(request, result.report)
+
+
+def _order(job: _Job) -> str:
+    """The passes in the order they run in."""
+    asked = {passed.name for passed in job.pipeline.passes}
+    steps = (str(passed) if passed.name in asked else f"{passed} (required)" for passed in job.scheduled.passes)
+    return f"passes: {', '.join(steps)}"
+
+
+def _print_result(page: Page, report: Report) -> None:
+    page.line()
+    page.table(result_table(report))
+    page.line()
+    page.prose(legend(report), style="dim")
+    page.line()
+    for lines in (decisions(report), summary(report)):
+        for line in lines:
+            page.line(line)
+        page.line()
 
 
 def show_plan(request: Request) -> int:
@@ -114,55 +136,52 @@ def show_plan(request: Request) -> int:
         raise UsageError("--report and --dry-run exclude each other: a dry run has nothing to report")
     job = _prepare(request)
     samples = prepare_samples(job.model, job.data, job.test_data, request.seed)
-    out = console()
-    out.print(f"model: {request.model}, {len(weighted_layers(job.model))} weighted layers")
+    page = Page()
+    page.line(f"model: {request.model}, {len(weighted_layers(job.model))} weighted layers")
     asked = {passed.name for passed in job.pipeline.passes}
     for number, passed in enumerate(job.scheduled.passes, 1):
         options = ", ".join(f"{name}={value!r}" for name, value in passed.model_dump().items())
         added = "" if passed.name in asked else " (required by another)"
-        out.print(f"pass {number}: {passed.name}({options}){added}")
+        page.line(f"pass {number}: {passed.name}({options}){added}")
     for purpose, dataset in (("calibrate", samples.calibration), ("evaluate", samples.evaluation)):
         if dataset is None:
-            out.print(f"{purpose} on: nothing")
+            page.line(f"{purpose} on: {'one random input' if purpose == 'evaluate' else 'nothing'}")
         else:
             described = dataset.describe()
-            out.print(f"{purpose} on: {described['source']}, {described['samples']} samples")
-    out.print(f"would write: {request.destination}")
+            page.line(f"{purpose} on: {described['source']}, {described['samples']} samples")
+    page.line(f"would write: {request.destination}")
     return 0
 
 
 def inspect_model(request: Request) -> int:
     """Print what is in the model, or write it as JSON."""
+    _check_given(request)
     _check_report(request)
+    target = Target.parse(request.target, request.threads)
     model = Model.load(request.model)
     feeds = None if request.data is None else Dataset.open(request.data, model).sample()
-    found = inspect(model, feeds, request.threads, request.seed)
+    found = inspect(model, feeds, target, request.seed)
     _write_report(request, found)
     if not request.silent:
-        out = console()
-        for rows in inspection_tables(found):
-            out.print(rows)
-        for line in inspection_text(found):
-            out.print(line)
+        print_inspection(Page(), found)
     return 0
 
 
 def show_passes(name: str | None) -> int:
     """Print the names of all passes, or the manual page of one."""
-    out = console()
+    page = Page()
     if name is not None:
-        for part in manual_page(pass_class(name)):
-            out.print(part)
+        print_manual(page, pass_class(name))
         return 0
-    rows = table("pass", "stage", "what it does")
-    for column in rows.columns:
-        column.justify, column.no_wrap = "left", False
-    for known in pass_names():
+    rows = table("pass", "what it does", text=("what it does",))
+    for known in sorted(pass_names(), key=lambda known: pass_class(known).stage):
         cls = pass_class(known)
-        rows.add_row(known, cls.stage.name.lower(), pass_summary(cls))
-    out.print(rows)
+        rows.add_row(known, pass_summary(cls))
+    page.table(rows)
+    page.line()
     if recipes := recipe_names():
-        out.print(f"recipes: {', '.join(recipes)}")
+        page.line(f"recipes: {', '.join(recipes)}")
+    page.line("the manual page of a pass: onnxcomp --passes prune")
     return 0
 
 
@@ -173,7 +192,7 @@ def replay_failure(folder: Path, quiet: bool) -> int:
     if record.error is not None:
         raise PassError(f"{record.passed} fails again: {record.error}")
     if not quiet:
-        console().print(f"{record.passed} passes now: {len(record.checks)} checks in {record.seconds:.1f} s")
+        Page().line(f"{record.passed} passes now: {len(record.checks)} checks in {record.seconds:.1f} s")
     return 0
 
 
@@ -183,6 +202,7 @@ def replay_failure(folder: Path, quiet: bool) -> int:
 def _prepare(request: Request) -> _Job:
     """Check all that is cheap to check, cheapest first, before anything is computed."""
     assert request.pipeline is not None
+    _check_given(request)
     pipeline = Pipeline.parse(request.pipeline)
     scheduled = pipeline.scheduled(request.keep_order)
     target = Target.parse(request.target, request.threads)
@@ -190,12 +210,11 @@ def _prepare(request: Request) -> _Job:
         raise UsageError(f"--max-drop {request.max_drop}: is no loss; give a number from 0 on")
     if request.max_drop is not None and request.data is None and request.test_data is None:
         raise UsageError("--max-drop needs samples to measure the loss on; give --data or --test-data")
-    if request.metric is not None:
-        metric_named(request.metric)
-    _check_writable(request.destination)
+    if request.metric is not None and math.isinf(metric_named(request.metric).perfect) and request.max_drop is not None:
+        raise UsageError(f"--max-drop: {request.metric} has no largest value to drop from; use cosine or max_error")
+    check_writable(request.destination)
+    check_spared(request.destination, "the result", _needed(request))
     _check_report(request)
-    if request.report not in (None, "-") and _same_file(Path(str(request.report)), request.destination):
-        raise UsageError(f"{request.report}: cannot be both the report and the model; name two files")
     timings = open_timings(request.timings)
     model = Model.load(request.model)
     data = None if request.data is None else Dataset.open(request.data, model)
@@ -203,29 +222,34 @@ def _prepare(request: Request) -> _Job:
     return _Job(pipeline, scheduled, target, model, data, test_data, timings)
 
 
+def _check_given(request: Request) -> None:
+    """What is named must be there; the model first, as other messages build on its path."""
+    for option in ("data", "test_data", "metric", "report", "timings"):
+        if getattr(request, option) == "":
+            raise UsageError(f"--{option.replace('_', '-')} is empty; name something or leave it out")
+    if not request.model.exists() or request.model.is_dir():
+        Model.load(request.model)  # says what is wrong with it
+
+
 def _check_report(request: Request) -> None:
     if request.report in (None, "-"):
         return
     path = Path(str(request.report))
-    _check_writable(path)
-    if _same_file(path, request.model):
-        raise UsageError(f"{path}: is the model, which a report would replace; name another file")
+    check_writable(path)
+    result = [("the result", request.destination)] if request.pipeline is not None else []
+    check_spared(path, "the report", [*_needed(request), *result])
 
 
-def _check_writable(path: Path) -> None:
-    folder = path.parent
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file to write")
-    if not folder.exists():
-        raise InputError(f"{path}: its folder {folder} does not exist; create it first")
-    if not folder.is_dir():
-        raise InputError(f"{path}: {folder} is no folder; name another place")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: its folder {folder} may not be written; name another place")
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    return first.resolve() == second.resolve()
+def _needed(request: Request) -> list[tuple[str, Path]]:
+    """Files that the user named to be read."""
+    named = {
+        "the model": str(request.model),
+        "the data": request.data,
+        "the test data": request.test_data,
+        "the recipe": request.pipeline,
+        "the table of timings": request.timings,
+    }
+    return [(name, Path(path)) for name, path in named.items() if path and os.path.isfile(path)]
 
 
 # -- after ---------------------------------------------------------------------------------------------------
@@ -244,15 +268,15 @@ def _write_report(request: Request, document: Section) -> None:
 
 
 def _conclude(request: Request, report: Report) -> int:
-    """Warnings, then what failed, on stderr; the exit code."""
+    """Warnings, and a sentence for each pass that failed, on stderr; the exit code."""
     if not request.quiet:
         for warning in report.warnings:
             sys.stderr.write(f"onnxcomp: warning: {warning}\n")
     for failed in report.failed_passes:
         place = failed.verification.reproducer
-        again = f" (repeat it with onnxcomp --replay {place})" if place else ""
-        sys.stderr.write(f"onnxcomp: error: {failed.name} was undone: {failed.verification.error}{again}\n")
-    if report.succeeded:
-        return 0
-    sys.stderr.write(f"onnxcomp: error: {request.destination} is the best attempt, not all that was asked for\n")
-    return 3
+        again = f"; to repeat it: onnxcomp --replay {place}" if place else ""
+        sys.stderr.write(
+            f"onnxcomp: error: {failed.name} was undone: {failed.verification.error}; "
+            f"{request.destination} is the model without it{again}\n"
+        )
+    return 0 if report.succeeded else 3

@@ -55,8 +55,12 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was written", INTERRUPTED, debug)
     except BrokenPipeError:  # the reader of a pipe had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # the machine's fault: a full disk behind stdout, a device that fails
+        _drop_output()
+        place = error.filename or "the output"
+        return _fail(f"{place}: {error.strerror or type(error).__name__}; free it, or name another", 2, debug)
     except MemoryError:
         return _fail("out of memory; give fewer samples, or run it on a larger machine", FAILED, debug)
     except Exception as error:
@@ -78,7 +82,9 @@ def _command(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="File to write. Default: MODEL's name with .compressed.onnx."),
+        typer.Option(
+            "-o", "--output", help="File to write, never the model itself. Default: MODEL's name with .compressed.onnx."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -99,12 +105,14 @@ def _command(
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write a JSON report; - writes it to stdout.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the sessions that are timed.")] = 1,
     target: Annotated[
         str, typer.Option(help="Machine the result is for: host, x86-avx2, x86-avx512, x86-vnni, arm64.")
     ] = "host",
-    keep_order: Annotated[bool, typer.Option("--keep-order", help="Run the passes as they stand.")] = False,
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Run the passes in the order given, and no others.")
+    ] = False,
     timings: Annotated[
         str | None,
         typer.Option(
@@ -130,8 +138,7 @@ def _command(
 
     onnxcomp net.onnx -p prune,quant,reorder --data samples.npz
 
-    Exit codes: 0 done and verified, 2 bad usage or input, 3 a pass failed or lost too much (the best attempt
-    is kept).
+    Exit codes: 0 done and verified; 2 bad usage or input; 3 a pass failed or lost too much.
     """
     if version:
         from onnxcomp.version import installed_version
@@ -201,6 +208,12 @@ def _process_manners(debug: bool) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _drop_output() -> None:
+    """Let nothing more come to stdout, so that the interpreter does not fail on it again at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -218,5 +231,5 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 def _sentence(text: str) -> str:
     """The parser's and other libraries' messages in the style of ours: one line, no full stop."""
-    line = " ".join(text.split()).rstrip(".")
+    line = " ".join(text.split()).rstrip(".").replace("Input should", "it should")
     return line[:1].lower() + line[1:] if line[1:2].islower() else line

@@ -125,10 +125,11 @@ def compress(
     )
     work = Model.from_proto(original.proto())
     records = PassManager(scheduled, hooks).run(work, ctx)
+    described = describe_input(original, recorder.original_cost.parameters, recorder.original_cost.flops)
     if output is not None:
-        work.save(output)
+        work.save(output)  # last: it may replace the original
     report = schema.Report(
-        input=describe_input(original, recorder.original_cost.parameters, recorder.original_cost.flops),
+        input=described,
         options=schema.Options(
             pipeline=str(asked),
             scheduled=str(scheduled),

@@ -118,7 +118,7 @@ class PassManager:
         Raises:
             InputError, UsageError: what the user gave is at fault, not a pass; nothing further is run.
         """
-        return [self._step(passed, model, ctx) for passed in self._pipeline.passes]
+        return [self._step(passed, model, ctx) for passed in ctx.progress(self._pipeline.passes, "pass")]
 
     def _step(self, passed: Pass, model: Model, ctx: Context) -> PassRecord:
         record = PassRecord(passed)

@@ -57,6 +57,8 @@ class Model:
             raise InputError(f"{path}: is a folder; give the path of an .onnx model") from None
         except PermissionError:
             raise InputError(f"{path}: may not be read; check its permissions") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
         except DecodeError:
             raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
         except (onnx.checker.ValidationError, ValueError) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
     from onnxcomp.context import Context
     from onnxcomp.model import Model
+    from onnxcomp.runtime.target import Target
 
-__all__ = ["Pass", "Stage"]
+__all__ = ["Pass", "Stage", "because"]
 
 
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}  # pydantic's names for limits
@@ -66,6 +69,16 @@ class Pass(BaseModel, ABC):
             PassError: it cannot do its work here; the model is rolled back by the caller.
         """
 
+    def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
+        """What it could do to this model, in a sentence, without doing it; empty when it cannot tell.
+
+        Args:
+            model: as the passes that it requires leave it; may be changed.
+            shapes: of its tensors in a run of one sample.
+            target: the machine the result is for.
+        """
+        return ""
+
     @classmethod
     def with_options(cls, options: dict[str, Any]) -> Pass:
         """The pass with these options.
@@ -91,6 +104,15 @@ class Pass(BaseModel, ABC):
             if value != default[name].get_default(call_default_factory=True)
         ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
+def because(reasons: Iterable[str], most: int = 2) -> str:
+    """The commonest reasons why a pass leaves things alone, as the end of a sentence; empty without any."""
+    counted = Counter(reasons).most_common()
+    parts = [f"{number} not: {reason}" for reason, number in counted[:most]]
+    if rest := sum(number for _, number in counted[most:]):
+        parts.append(f"{rest} not for other reasons")
+    return "".join(f"; {part}" for part in parts)
 
 
 def _explain(cls: type[Pass], error: ErrorDetails) -> str:

@@ -18,12 +18,13 @@ from onnxcomp.graph.groups import Group, dependency_groups, select
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.linalg.allocate import allocate
 from onnxcomp.model import Model
-from onnxcomp.passbase import Pass, Stage
+from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.refit import Kept, refit
 from onnxcomp.runtime.removal import Removal, measured_removals, norm_removals, readers
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.target import Target
 
 __all__ = ["Prune"]
 
@@ -98,6 +99,13 @@ class Prune(Pass):
         ]
         errors = work.remove(gone, ctx)
         work.log(ctx, errors)
+
+    def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:
+        """See the base class."""
+        work = _Pruning.of(model, dict(shapes), self.align or target.channel_multiple)
+        most, channels = sum(counts[-1] for counts in work.counts), sum(group.size for group in work.every)
+        where = f"{len(work.groups)} of {len(work.every)} groups that belong together"
+        return f"at most {most} of {channels} channels could go, in {where}{because(work.reasons.values())}"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -26,10 +27,11 @@ from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.linalg import ranges
 from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.model import Model
-from onnxcomp.passbase import Pass, Stage
+from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime import session
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
+from onnxcomp.runtime.target import Target
 
 __all__ = ["Quant"]
 
@@ -61,14 +63,13 @@ class Quant(Pass):
     Each weighted layer gets one of these forms:
 
     - **static** (needs calibration data): QuantizeLinear/DequantizeLinear around Conv, Gemm and MatMul, so
-    that
-      ONNX Runtime fuses QLinearConv, QGemm or MatMulIntegerToFloat. Weights: int8, symmetric, one scale for
-      each output channel. Activations: uint8, one scale for each tensor. Biases: int32.
-    - **dynamic**: MatMul and Gemm as DynamicQuantizeLinear and MatMulInteger; the range is found in every
-    run. - **table**: an embedding (Gather of rows), int8 rows, dequantized behind the Gather.
+      that ONNX Runtime fuses QLinearConv, QGemm or MatMulIntegerToFloat. Weights: int8, symmetric, one scale
+      for each output channel. Activations: uint8, one scale for each tensor. Biases: int32.
+    - **dynamic**: MatMul and Gemm as DynamicQuantizeLinear and MatMulInteger; the range is found in
+      every run.
+    - **table**: an embedding (Gather of rows), int8 rows, dequantized behind the Gather.
     - **stored**: a layer without an integer kernel keeps an int8 weight that ONNX Runtime restores when it
-    loads
-      the model: a quarter of the file, the speed of float.
+      loads the model: a quarter of the file, the speed of float.
 
     A layer that stays in float between two that do not is still fed and read in 8 bits, and ONNX Runtime
     (seen with 1.32) may round its weights when it loads the model, with one scale for all; so kept layers
@@ -105,7 +106,7 @@ class Quant(Pass):
     def run(self, model: Model, ctx: Context) -> None:
         layers = weighted_layers(model)
         self._check_names(layers)
-        if any(node.op in _QUANTIZED_OPS for graph in nested_graphs(model.graph) for node in graph.nodes):
+        if _is_quantized(model):
             for layer in layers:
                 ctx.skip(layer, "the model is quantized already")
             return
@@ -121,6 +122,14 @@ class Quant(Pass):
         work.write(division)
         if len(model.serialize()) >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
+
+    def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
+        """See the base class."""
+        if _is_quantized(model):
+            return "nothing: the model is quantized already"
+        layers = weighted_layers(model)
+        reasons = [reason for layer in layers if (reason := unsuitable(layer))]
+        return f"{len(layers) - len(reasons)} of {len(layers)} layers could run on integer kernels{because(reasons)}"
 
     def _check_names(self, layers: list[WeightedLayer]) -> None:
         known = {layer.name for layer in layers}
@@ -358,6 +367,10 @@ class _Quantization:
     def _restored(self) -> Model:
         self.state.restore()
         return self.model
+
+
+def _is_quantized(model: Model) -> bool:
+    return any(node.op in _QUANTIZED_OPS for graph in nested_graphs(model.graph) for node in graph.nodes)
 
 
 def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:

@@ -18,9 +18,10 @@ from onnxcomp.graph.tiling import nonzero, operands_of, salience, untileable
 from onnxcomp.linalg.matching import match_coupled
 from onnxcomp.linalg.tiles import tile_sums
 from onnxcomp.model import Model
-from onnxcomp.passbase import Pass, Stage
+from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.target import Target
 
 __all__ = ["Reorder"]
 
@@ -85,6 +86,15 @@ class Reorder(Pass):
         self._match(model, groups, ctx, notes)
         for layer in weighted_layers(model):
             self._decide(ctx, layer, groups, notes)
+
+    def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
+        """See the base class."""
+        groups = dependency_groups(model, shapes)
+        stuck = _stuck(groups)
+        free = [group.size for group in groups if id(group) not in stuck]
+        channels = sum(group.size for group in groups)
+        where = f"{len(free)} of {len(groups)} groups that belong together"
+        return f"{sum(free)} of {channels} channels could change places, in {where}{because(stuck.values())}"
 
     def _match(self, model: Model, groups: Sequence[Group], ctx: Context, notes: _Notes) -> None:
         """Give every group that gains by it another order."""

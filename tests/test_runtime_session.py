@@ -200,7 +200,7 @@ def test_a_model_of_twice_the_work_is_measured_as_slower() -> None:
     assert result.low <= result.high
     assert result.pairs >= 5
     assert result.a_ms > result.b_ms > 0
-    assert result.ratio == pytest.approx(result.a_ms / result.b_ms)
+    assert result.low <= result.ratio <= result.high
     assert set(result.describe()) == {"ratio", "low", "high", "a_ms", "b_ms", "pairs", "threads"}
 
 

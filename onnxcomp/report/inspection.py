@@ -9,11 +9,16 @@ from typing import Literal
 from pydantic import Field
 from rich.table import Table
 
+from onnxcomp.context import Context
 from onnxcomp.errors import InputError
 from onnxcomp.graph.cost import Cost, cost
 from onnxcomp.graph.groups import dependency_groups
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
-from onnxcomp.model import Model
+from onnxcomp.manager import PassManager
+from onnxcomp.model import Model, one_line
+from onnxcomp.pipeline import Pipeline
+from onnxcomp.registry import pass_class, pass_names
+from onnxcomp.report.console import Page
 from onnxcomp.report.environment import describe_input
 from onnxcomp.report.schema import Input, Section
 from onnxcomp.report.table import count, size, table
@@ -21,8 +26,9 @@ from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.profile import body_shapes, time_by_operator
 from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.target import Target
 
-__all__ = ["Inspection", "inspect", "inspection_tables", "inspection_text"]
+__all__ = ["Inspection", "inspect", "print_inspection"]
 
 _MOST_ROWS = 40
 
@@ -68,6 +74,15 @@ class ChannelFacts(Section):
     """What stands against it."""
 
 
+class Prospect(Section):
+    """What a pass could do to the model."""
+
+    name: str
+    """The pass."""
+    prospect: str
+    """What it finds to work on, or why it finds nothing."""
+
+
 class Inspection(Section):
     """What ``onnxcomp MODEL`` finds without a pipeline."""
 
@@ -85,19 +100,23 @@ class Inspection(Section):
     """Longest time first."""
     channels: list[ChannelFacts] = Field(default_factory=list)
     """What channels could be pruned or reordered."""
+    prospects: list[Prospect] = Field(default_factory=list)
+    """What each pass could do, in the order they run in; empty when the model was not run."""
     notes: list[str] = Field(default_factory=list)
     """What could not be found out, and why."""
 
 
-def inspect(model: Model, feeds: Feeds | None = None, threads: int = 1, seed: int = 0) -> Inspection:
-    """Look at a model: weights, FLOPs, time, channels.
+def inspect(model: Model, feeds: Feeds | None = None, target: Target | None = None, seed: int = 0) -> Inspection:
+    """Look at a model: weights, FLOPs, time, channels, what each pass could do.
 
     Args:
         model: any model; one that does not run on made-up inputs is described without FLOPs and times.
         feeds: one sample; made up when None.
-        threads: intra-op threads of the run that is timed.
+        target: the machine that passes would work for, and the threads of the run that is timed; default:
+            this machine, one thread.
         seed: of the made-up sample.
     """
+    target = target or Target.host()
     notes: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
     if feeds is None:
@@ -111,42 +130,43 @@ def inspect(model: Model, feeds: Feeds | None = None, threads: int = 1, seed: in
     return Inspection(
         input=describe_input(model, counted.parameters, counted.flops if feeds is not None else None),
         feeds=None if feeds is None else {name: list(array.shape) for name, array in feeds.items()},
-        threads=threads,
+        threads=target.threads,
         layers=list(_layers(model, counted, ran=feeds is not None)),
-        operators=[] if feeds is None else list(_operators(model, feeds, threads)),
+        operators=[] if feeds is None else list(_operators(model, feeds, target.threads)),
         channels=[] if feeds is None else list(_channels(model, shapes)),
+        prospects=[] if feeds is None else list(_prospects(model, feeds, target)),
         notes=notes,
     )
 
 
-def inspection_tables(found: Inspection) -> Iterator[Table]:
-    """Weights by layer and time by operator."""
-    rows = table("layer", "operator", "weight", "parameters", "FLOPs", title="Weights by layer")
-    shown = sorted(found.layers, key=lambda layer: -max(layer.parameters, layer.flops or 0))[:_MOST_ROWS]
-    names = {layer.name for layer in shown}
-    for layer in found.layers:
-        if layer.name in names:
-            shape = "-" if layer.shape is None else "x".join(map(str, layer.shape))
-            rows.add_row(layer.name, layer.op, shape, count(layer.parameters), count(layer.flops))
-    rest = [layer for layer in found.layers if layer.name not in names]
-    if rest:
-        flops = None if found.input.flops is None else sum(layer.flops or 0 for layer in rest)
-        label = f"{len(rest)} smaller ones (--report lists them all)"
-        rows.add_row(label, "", "", count(sum(layer.parameters for layer in rest)), count(flops))
-    yield rows
+def print_inspection(page: Page, found: Inspection) -> None:
+    """Show all of it: the model, weights by layer, time by operator, what each pass could do."""
+    for line in _header(found):
+        page.line(line)
+    page.line()
+    page.line("Weights by layer", style="bold")
+    page.table(_layer_table(found))
     if found.operators:
-        title = f"Time by operator on {found.threads} thread{'s' if found.threads > 1 else ''}"
-        times = table("operator", "nodes", "ms", "share", title=title)
-        total = sum(entry.ms for entry in found.operators) or 1.0
-        for entry in found.operators:
-            times.add_row(entry.op, str(entry.nodes), f"{entry.ms:.3f}", f"{100 * entry.ms / total:.1f} %")
-        yield times
+        page.line()
+        threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+        page.line(f"Time by operator: one run on {threads}, after ONNX Runtime's own optimizations", style="bold")
+        page.table(_operator_table(found.operators))
+    if found.prospects:
+        page.line()
+        page.line("What each pass could do", style="bold")
+        rows = table("pass", "here", text=("here",))
+        for entry in found.prospects:
+            rows.add_row(entry.name, entry.prospect)
+        page.table(rows)
+    page.line()
+    for note in found.notes:
+        page.line(note)
+    page.line(f"to compress it: onnxcomp {found.input.path} -p prune,quant,reorder --data SAMPLES")
 
 
-def inspection_text(found: Inspection) -> Iterator[str]:
-    """One line for the model, and some for what passes can work on."""
+def _header(found: Inspection) -> Iterator[str]:
     model = found.input
-    flops = "" if model.flops is None else f", {count(model.flops)}FLOPs"
+    flops = "" if model.flops is None else f", {count(model.flops)} FLOPs a sample"
     yield (
         f"{model.path}: {size(model.bytes)}, {count(model.parameters)} parameters{flops}, "
         f"opset {model.opset}, IR version {model.ir_version}"
@@ -154,35 +174,42 @@ def inspection_text(found: Inspection) -> Iterator[str]:
     if found.feeds is not None:
         inputs = (f"{name} {'x'.join(map(str, dims)) or 'scalar'}" for name, dims in found.feeds.items())
         yield f"run on {', '.join(inputs)}"
-    yield _weights_text(found)
-    if found.channels:
-        yield from _channel_text(found.channels)
-    yield from found.notes
-
-
-def _weights_text(found: Inspection) -> str:
-    """Operators by the weights that they hold: what to quantize, and what no pass knows."""
     layers: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for layer in found.layers:
         if layer.shape is not None:
             layers[layer.op] += 1
             weights[layer.op] += layer.parameters
-    total = max(1, found.input.parameters)
+    total = max(1, model.parameters)
     parts = (f"{layers[op]} {op} ({100 * held / total:.1f} %)" for op, held in weights.most_common())
-    return f"weights of {sum(layers.values())} layers: {', '.join(parts) or 'none'}"
+    yield f"weights in {sum(layers.values())} layers: {', '.join(parts) or 'none'}"
 
 
-def _channel_text(groups: list[ChannelFacts]) -> Iterator[str]:
-    for verb, chosen in (
-        ("prune", [group for group in groups if group.removable]),
-        ("reorder", [group for group in groups if group.movable]),
-    ):
-        channels = sum(group.channels for group in chosen)
-        yield f"to {verb}: {channels} channels in {len(chosen)} of {len(groups)} groups of channels"
-    reasons = Counter(group.reason for group in groups if not group.movable)
-    for reason, number in reasons.most_common(5):
-        yield f"  {number} {'stay' if number > 1 else 'stays'}: {reason}"
+def _layer_table(found: Inspection) -> Table:
+    """The largest layers in graph order; FLOPs only where the model was run."""
+    ran = found.input.flops is not None
+    rows = table("layer", "operator", "weight", "params", *(["FLOPs"] if ran else []))
+    rows.columns[0].min_width = 16
+    shown = sorted(found.layers, key=lambda layer: -max(layer.parameters, layer.flops or 0))[:_MOST_ROWS]
+    names = {layer.name for layer in shown}
+    for layer in found.layers:
+        if layer.name in names:
+            shape = "-" if layer.shape is None else "x".join(map(str, layer.shape))
+            rows.add_row(layer.name, layer.op, shape, count(layer.parameters), *([count(layer.flops)] if ran else []))
+    rest = [layer for layer in found.layers if layer.name not in names]
+    if rest:
+        flops = [count(sum(layer.flops or 0 for layer in rest))] if ran else []
+        label = f"{len(rest)} smaller ones (--report lists them)"
+        rows.add_row(label, "", "", count(sum(layer.parameters for layer in rest)), *flops)
+    return rows
+
+
+def _operator_table(operators: list[OperatorFacts]) -> Table:
+    rows = table("operator", "nodes", "ms", "share")
+    total = sum(entry.ms for entry in operators) or 1.0
+    for entry in operators:
+        rows.add_row(entry.op, str(entry.nodes), f"{entry.ms:.3f}", f"{100 * entry.ms / total:.1f} %")
+    return rows
 
 
 def _layers(model: Model, counted: Cost, ran: bool) -> Iterator[LayerFacts]:
@@ -205,3 +232,16 @@ def _channels(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[C
         movable = group.pinned is None
         removable = movable and group.kept is None
         yield ChannelFacts(layer=group.name, channels=group.size, removable=removable, movable=movable, reason=reason)
+
+
+def _prospects(model: Model, feeds: Feeds, target: Target) -> Iterator[Prospect]:
+    """Each pass looks at the model as the passes that it requires leave it."""
+    for cls in sorted(map(pass_class, pass_names()), key=lambda cls: cls.stage):
+        work = Model.from_proto(model.proto())
+        try:
+            required = [passed for passed in Pipeline([cls()]).scheduled().passes if not isinstance(passed, cls)]
+            PassManager(Pipeline(required)).run(work, Context(target=target))
+            text = cls().prospect(work, observed(work, feeds), target)
+        except Exception as error:  # a pass, built in or plugged in, may fail in any way
+            text = f"cannot tell: {one_line(error)}"
+        yield Prospect(name=cls.name, prospect=text or "see its manual page")

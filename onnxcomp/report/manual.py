@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from rich.table import Table
 
 from onnxcomp.passbase import Pass
+from onnxcomp.report.console import Page
 from onnxcomp.report.table import table
 
-__all__ = ["manual_page", "option_rows", "pass_summary"]
+__all__ = ["option_rows", "pass_summary", "print_manual"]
+
+_ITEM = re.compile(r"\s*(?:\d+\.|[-*]) ")
 
 
 def pass_summary(cls: type[Pass]) -> str:
     """The first sentence of its docstring."""
-    return inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ").replace("``", "")
 
 
-def manual_page(cls: type[Pass]) -> Iterator[str | Table]:
+def print_manual(page: Page, cls: type[Pass]) -> None:
     """Name, docstring, facts, and a table of options."""
-    yield f"{cls.name}\n"
-    yield inspect.cleandoc(cls.__doc__ or "")
+    page.line(cls.name, style="bold")
+    page.line()
+    for line in _paragraphs(inspect.cleandoc(cls.__doc__ or "")):
+        page.prose(line)
+    page.line()
     promise = "yes, to float tolerance" if cls.exact else "no"
-    yield f"\nStage: {cls.stage.name.lower()}. Keeps every output: {promise}."
+    page.line(f"Stage: {cls.stage.name.lower()}. Keeps every output: {promise}.")
     if cls.requires:
-        yield f"Runs after: {', '.join(cls.requires)} (added when not named)."
+        page.line(f"Runs after: {', '.join(cls.requires)} (added when not named).")
     if cls.model_fields:
-        options = table("option", "default", "values", "meaning")
-        for column in options.columns:
-            column.justify, column.no_wrap = "left", False
+        page.line()
+        options = table("option", "default", "values", "meaning", text=("default", "values", "meaning"))
+        options.columns[0].no_wrap = True
         for row in option_rows(cls):
             options.add_row(*row)
-        yield options
+        page.table(options)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The lines of a docstring, joined where they were broken to fit the source."""
+    current = ""
+    for line in text.splitlines():
+        starts = not line.strip() or _ITEM.match(line)
+        if starts and current:
+            yield current.replace("``", "")
+            current = ""
+        if not line.strip():
+            yield ""
+        elif current:
+            current = f"{current} {line.strip()}"
+        else:
+            current = line.rstrip()
+    if current:
+        yield current.replace("``", "")
 
 
 def option_rows(cls: type[Pass]) -> Iterator[tuple[str, str, str, str]]:

@@ -24,8 +24,8 @@ class LatencyComparison:
     """Time of ``a`` over time of ``b``: above 1, ``b`` is faster.
 
     Attributes:
-        ratio: of the medians.
-        low, high: quartiles of the ratios of neighbouring runs.
+        ratio: median of the ratios of neighbouring runs, which share what disturbs them.
+        low, high: quartiles of these ratios.
         a_ms, b_ms: median milliseconds of a run.
         pairs: neighbouring runs timed.
         threads: of both sessions.
@@ -71,10 +71,10 @@ def compare(
         first, second = (_time(s, feeds, n) for s, n in zip(sessions, repeats, strict=True))
         times.append((first, second))
     each = np.array(times)
-    low, high = np.quantile(each[:, 0] / each[:, 1], [0.25, 0.75])
+    low, ratio, high = np.quantile(each[:, 0] / each[:, 1], [0.25, 0.5, 0.75])
     a_s, b_s = np.median(each, axis=0)
     return LatencyComparison(
-        float(a_s / b_s), float(low), float(high), float(a_s * 1e3), float(b_s * 1e3), len(times), threads
+        float(ratio), float(low), float(high), float(a_s * 1e3), float(b_s * 1e3), len(times), threads
     )
 
 
