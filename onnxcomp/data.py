@@ -196,15 +196,23 @@ def _batches(dataset: Dataset, model: Model) -> bool:
     session = runtime.create(model, optimize=False)
     pair = dataset.take(2 * dataset._source.rows)
     if pair.batches > 1 or len(pair._units) == 1:
-        runtime.run(session, dataset.sample())
+        _run(session, dataset, dataset.sample(), model)
         return False
     apart = Dataset(dataset._source, pair._units, None, 1)
-    singles = [runtime.run(session, feeds) for feeds in apart.feeds()]
+    singles = [_run(session, dataset, feeds, model) for feeds in apart.feeds()]
     try:
         together = runtime.run(session, next(pair.feeds()))
     except InputError:
         return False
     return all(_joins([single[name] for single in singles], value) for name, value in together.items())
+
+
+def _run(session: Any, dataset: Dataset, feeds: dict[str, Array], model: Model) -> dict[str, Any]:
+    try:
+        return runtime.run(session, feeds)
+    except InputError as error:
+        where = model.path or "the model"
+        raise InputError(f"{where}: does not run on a sample of {dataset._source.name} ({error}); check both") from None
 
 
 def _joins(parts: list[Any], whole: Any) -> bool:

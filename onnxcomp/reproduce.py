@@ -15,8 +15,9 @@ import numpy as np
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
 from onnxcomp.errors import BudgetError, InputError
-from onnxcomp.hooks import Timing, Verify
-from onnxcomp.manager import PassManager, PassRecord, Step
+from onnxcomp.evaluate import Evaluator
+from onnxcomp.hooks import Measure, Timing, Verify
+from onnxcomp.manager import Hook, PassManager, PassRecord, Step
 from onnxcomp.model import Model, one_line, write_atomic
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import feeds as made_up
@@ -89,7 +90,10 @@ def replay(folder: Path, progress: Progress = silent) -> PassRecord:
         target = Target.parse(description["target"], description["threads"])
         seed = int(description["seed"])
         timed = [TimedComparison(**entry) for entry in description["timings"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        remedy = "give the folder that a failed pass left"
+        raise InputError(f"{folder}: its reproducer.json cannot be read ({error.strerror}); {remedy}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: is not a reproducer: {one_line(error)}") from None
     model = Model.load(folder / "model.onnx")
     original_path = folder / "original.onnx"
@@ -98,8 +102,9 @@ def replay(folder: Path, progress: Progress = silent) -> PassRecord:
     probes = [data.sample() if data is not None else made_up.synthetic(model, seed)]
     timings = TimingTable(timed, source=str(folder))
     ctx = Context(target=target, data=data, seed=seed, original=original, progress=progress, timings=timings)
-    manager = PassManager(pipeline, [Verify(model, probes), Timing()])
-    return manager.run(model, ctx)[0]
+    evaluator = Evaluator(original, data if data is not None else Dataset.from_feeds(probes))
+    hooks: list[Hook] = [Measure(evaluator, evaluator.evaluate(original)), Verify(model, probes), Timing()]
+    return PassManager(pipeline, hooks).run(model, ctx)[0]
 
 
 def versions() -> dict[str, str]:
@@ -112,6 +117,8 @@ def versions() -> dict[str, str]:
 def _save_feeds(data: Dataset, folder: Path) -> int:
     """The first feeds, each in a file; returns how many."""
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.npz"):  # of an earlier failure
+        old.unlink()
     size = count = 0
     for feeds in data.feeds():
         size += sum(_bytes(value) for value in feeds.values())
