@@ -95,11 +95,20 @@ class ArraySource:
         step = self._units_at_once(batch)
         for start in range(0, len(units), step):
             some = np.asarray(units[start : start + step])
-            feeds = {key: self._slice(key, some) for key in self._columns}
-            if self.inputs is not None:
-                where = f"{self.name}: sample {some[0] * self.rows}"
-                feeds = {entry.name: conform(feeds[entry.name], entry, where) for entry in self.inputs}
+            try:
+                feeds = self._feed(some)
+            except InputError:
+                for unit in some:  # says which one it is
+                    self._feed(np.array([unit]))
+                raise
             yield feeds
+
+    def _feed(self, units: Array) -> dict[str, Array]:
+        feeds = {key: self._slice(key, units) for key in self._columns}
+        if self.inputs is None:
+            return feeds
+        where = f"{self.name}: sample {units[0] * self.rows}"
+        return {entry.name: conform(feeds[entry.name], entry, where) for entry in self.inputs}
 
     def _check_samples(self) -> None:
         if self._stacked and self.rows > 1:
