@@ -23,6 +23,7 @@ __all__ = ["main", "run"]
 
 FAILED = 3
 INTERRUPTED = 130
+CUT_OFF = 141  # as programs end that write to a pipe which nobody reads any more
 
 # Usage errors of typer itself: the base of BadParameter's base, whichever package it comes from.
 _ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -39,13 +40,16 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit code.
 
     0: done and verified. 2: bad usage or input, nothing was written. 3: a pass failed or the accuracy budget
-    was exceeded, and the best attempt was kept; or onnxcomp itself failed. 130: interrupted.
+    was exceeded, and the best attempt was kept; or onnxcomp itself failed. 130: interrupted. 141: the reader
+    of stdout went away.
     """
     debug = "--debug" in arguments
     try:
         with _process_manners(debug):
             code = app(args=list(arguments), prog_name="onnxcomp", standalone_mode=False)
             sys.stdout.flush()
+        if code == INTERRUPTED:  # typer has caught it
+            raise KeyboardInterrupt
         return int(code or 0)
     except OnnxcompError as error:
         return _fail(str(error), error.exit_code, debug)
@@ -54,9 +58,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{_sentence(message)}; see onnxcomp --help", UsageError.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was written", INTERRUPTED, debug)
-    except BrokenPipeError:  # the reader of a pipe had enough
+    except (BrokenPipeError, SystemExit) as error:  # typer makes the one of the other
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         _drop_output()
-        return 0
+        return CUT_OFF
     except OSError as error:  # the machine's fault: a full disk behind stdout, a device that fails
         _drop_output()
         place = error.filename or "the output"
@@ -196,7 +202,7 @@ def _process_manners(debug: bool) -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous, streams = signal.signal(signal.SIGTERM, _interrupt), (sys.stdout, sys.stderr)
     try:
         with warnings.catch_warnings():
             if not debug:
@@ -206,6 +212,7 @@ def _process_manners(debug: bool) -> Iterator[None]:
             yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+        sys.stdout, sys.stderr = streams  # typer wraps them when a pipe breaks
 
 
 def _drop_output() -> None:
