@@ -85,7 +85,8 @@ class Fold(Pass):
         changed = sum(decision.action == "folded" for decision in ctx.decisions)
         if before == after and not changed:
             return "nothing to fold"
-        return f"{before} nodes become {after}; the weights of {changed} layers are lifted or take in what follows them"
+        layers = len(weighted_layers(model))
+        return f"{before} nodes become {after}; weights of {changed} of {layers} layers are lifted or rescaled"
 
 
 def _decide(

@@ -211,8 +211,9 @@ def test_too_few_samples_serve_both_purposes_with_a_warning(command: Command) ->
 METRICS = """
 import numpy as np
 
-def share(outputs, labels): return float(np.mean(np.concatenate([o[next(iter(o))] for o in outputs]).argmax(1) == labels))
-def loss(outputs, labels): return float(np.mean(np.concatenate([o[next(iter(o))] for o in outputs]) ** 2))
+def joined(outputs): return np.concatenate([next(iter(batch.values())) for batch in outputs])
+def share(outputs, labels): return float(np.mean(joined(outputs).argmax(1) == labels))
+def loss(outputs, labels): return float(np.mean(joined(outputs) ** 2))
 loss.higher_is_better = False
 def shouts(outputs, labels):
     print("SHOUT")

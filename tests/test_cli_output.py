@@ -60,7 +60,7 @@ def test_the_report_may_not_replace_the_result(command: Command) -> None:
     )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() == 0, reason="root may write everywhere")
 def test_what_is_protected_from_writing_is_refused(command: Command) -> None:
     folder = Path("folder")
     folder.mkdir(mode=0o555)
@@ -160,7 +160,7 @@ def test_when_the_report_finds_no_space_the_model_is_there_and_that_is_said(
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
-@pytest.mark.parametrize("arguments", [("net.onnx",), (*FOLD, "--report", "-"), ("--passes",)])
+@pytest.mark.parametrize("arguments", [("net.onnx",), (*FOLD, "--report", "-")])
 def test_a_full_disk_behind_stdout_is_one_sentence(command: Command, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         result = in_a_process(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
@@ -195,7 +195,7 @@ def interrupted():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("calls", [1, 4, 8])
+@pytest.mark.parametrize("calls", [1, 8])
 def test_an_interruption_leaves_everything_as_it_was(
     command: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, calls: int
 ) -> None:

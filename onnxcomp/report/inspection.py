@@ -161,14 +161,15 @@ def print_inspection(page: Page, found: Inspection) -> None:
     page.line()
     for note in found.notes:
         page.line(note)
-    page.line(f"to compress it: onnxcomp {found.input.path} -p prune,quant,reorder --data SAMPLES")
+    if found.input.path is not None:
+        page.line(f"to compress it: onnxcomp {found.input.path} -p prune,quant,reorder --data SAMPLES")
 
 
 def _header(found: Inspection) -> Iterator[str]:
     model = found.input
     flops = "" if model.flops is None else f", {count(model.flops)} FLOPs a sample"
     yield (
-        f"{model.path}: {size(model.bytes)}, {count(model.parameters)} parameters{flops}, "
+        f"{model.path or 'the model'}: {size(model.bytes)}, {count(model.parameters)} parameters{flops}, "
         f"opset {model.opset}, IR version {model.ir_version}"
     )
     if found.feeds is not None:
@@ -182,7 +183,8 @@ def _header(found: Inspection) -> Iterator[str]:
             weights[layer.op] += layer.parameters
     total = max(1, model.parameters)
     parts = (f"{layers[op]} {op} ({100 * held / total:.1f} %)" for op, held in weights.most_common())
-    yield f"weights in {sum(layers.values())} layers: {', '.join(parts) or 'none'}"
+    held_by = sum(layers.values())
+    yield f"weights in {held_by} layer{'' if held_by == 1 else 's'}: {', '.join(parts) or 'none'}"
 
 
 def _layer_table(found: Inspection) -> Table:
