@@ -177,7 +177,7 @@ def show_passes(name: str | None) -> int:
     for known in sorted(pass_names(), key=lambda known: pass_class(known).stage):
         cls = pass_class(known)
         rows.add_row(known, pass_summary(cls))
-    page.table(rows)
+    page.table(rows, readable=True)
     page.line()
     if recipes := recipe_names():
         page.line(f"recipes: {', '.join(recipes)}")

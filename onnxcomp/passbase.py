@@ -73,7 +73,7 @@ class Pass(BaseModel, ABC):
         """What it could do to this model, in a sentence, without doing it; empty when it cannot tell.
 
         Args:
-            model: as the passes that it requires leave it; may be changed.
+            model: as the passes that it requires leave it; not to be changed.
             shapes: of its tensors in a run of one sample.
             target: the machine the result is for.
         """
@@ -106,7 +106,7 @@ class Pass(BaseModel, ABC):
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
 
-def because(reasons: Iterable[str], most: int = 2) -> str:
+def because(reasons: Iterable[str], most: int = 1) -> str:
     """The commonest reasons why a pass leaves things alone, as the end of a sentence; empty without any."""
     counted = Counter(reasons).most_common()
     parts = [f"{number} not: {reason}" for reason, number in counted[:most]]

@@ -78,15 +78,16 @@ class Fold(Pass):
             _decide(layer, lifted, computed, absorbed, ctx)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
-        """See the base class; it is quick enough to be done for that."""
-        before, ctx = len(model.graph.nodes), Context(target=target)
-        self.run(model, ctx)
-        after = len(model.graph.nodes)
+        """See the base class; it is quick enough to be done for that, on a copy."""
+        work, ctx = Model.from_proto(model.proto()), Context(target=target)
+        self.run(work, ctx)
+        before, after = len(model.graph.nodes), len(work.graph.nodes)
         changed = sum(decision.action == "folded" for decision in ctx.decisions)
         if before == after and not changed:
             return "nothing to fold"
         layers = len(weighted_layers(model))
-        return f"{before} nodes become {after}; weights of {changed} of {layers} layers are lifted or rescaled"
+        weights = f"; weights of {changed} of {layers} layers are lifted or rescaled" if changed else ""
+        return f"{before} nodes become {after}{weights}"
 
 
 def _decide(

@@ -103,6 +103,8 @@ class Prune(Pass):
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:
         """See the base class."""
         work = _Pruning.of(model, dict(shapes), self.align or target.channel_multiple)
+        if not work.every:
+            return "nothing: no layer has channels that can be followed through the graph"
         most, channels = sum(counts[-1] for counts in work.counts), sum(group.size for group in work.every)
         where = f"{len(work.groups)} of {len(work.every)} groups that belong together"
         return f"at most {most} of {channels} channels could go, in {where}{because(work.reasons.values())}"

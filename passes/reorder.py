@@ -90,6 +90,8 @@ class Reorder(Pass):
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
         groups = dependency_groups(model, shapes)
+        if not groups:
+            return "nothing: no layer has channels that can be followed through the graph"
         stuck = _stuck(groups)
         free = [group.size for group in groups if id(group) not in stuck]
         channels = sum(group.size for group in groups)

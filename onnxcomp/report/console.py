@@ -48,11 +48,17 @@ class Page:
         width = min(_READABLE, self._console.width)
         self._console.print(_filled(text, width, marker.end() if marker else 0), style=style, soft_wrap=True)
 
-    def table(self, rows: Table) -> None:
-        """Print a table; one that cannot be made to fit is left to the terminal to wrap, and loses nothing."""
+    def table(self, rows: Table, readable: bool = False) -> None:
+        """Print a table; one that cannot be made to fit is left to the terminal to wrap, and loses nothing.
+
+        Args:
+            rows: the table.
+            readable: it holds running text, which is wrapped wherever it goes.
+        """
         least = self._console.measure(rows).minimum
+        width = min(_READABLE, self._console.width) if readable else self._console.width
         with self._console.capture() as captured:
-            self._console.print(rows, width=max(self._console.width, least), crop=False, no_wrap=True)
+            self._console.print(rows, width=max(width, least), crop=False, no_wrap=True)
         for line in captured.get().splitlines():
             self._stream.write(line.rstrip() + "\n")
 

@@ -157,7 +157,7 @@ def print_inspection(page: Page, found: Inspection) -> None:
         rows = table("pass", "here", text=("here",))
         for entry in found.prospects:
             rows.add_row(entry.name, entry.prospect)
-        page.table(rows)
+        page.table(rows, readable=True)
     page.line()
     for note in found.notes:
         page.line(note)
@@ -238,12 +238,15 @@ def _channels(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[C
 
 def _prospects(model: Model, feeds: Feeds, target: Target) -> Iterator[Prospect]:
     """Each pass looks at the model as the passes that it requires leave it."""
+    prepared: dict[str, tuple[Model, dict[str, tuple[int, ...]]]] = {}
     for cls in sorted(map(pass_class, pass_names()), key=lambda cls: cls.stage):
-        work = Model.from_proto(model.proto())
         try:
-            required = [passed for passed in Pipeline([cls()]).scheduled().passes if not isinstance(passed, cls)]
-            PassManager(Pipeline(required)).run(work, Context(target=target))
-            text = cls().prospect(work, observed(work, feeds), target)
+            required = Pipeline(p for p in Pipeline([cls()]).scheduled().passes if not isinstance(p, cls))
+            if str(required) not in prepared:
+                work = Model.from_proto(model.proto())
+                PassManager(required).run(work, Context(target=target))
+                prepared[str(required)] = work, observed(work, feeds)
+            text = cls().prospect(*prepared[str(required)], target)
         except Exception as error:  # a pass, built in or plugged in, may fail in any way
             text = f"cannot tell: {one_line(error)}"
         yield Prospect(name=cls.name, prospect=text or "see its manual page")

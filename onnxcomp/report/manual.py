@@ -40,7 +40,7 @@ def print_manual(page: Page, cls: type[Pass]) -> None:
         options.columns[0].no_wrap = True
         for row in option_rows(cls):
             options.add_row(*row)
-        page.table(options)
+        page.table(options, readable=True)
 
 
 def _paragraphs(text: str) -> Iterator[str]:
