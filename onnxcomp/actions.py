@@ -160,7 +160,8 @@ def inspect_model(request: Request) -> int:
     target = Target.parse(request.target, request.threads)
     model = Model.load(request.model)
     feeds = None if request.data is None else Dataset.open(request.data, model).sample()
-    found = inspect(model, feeds, target, request.seed)
+    with progress_bars(request.quiet) as progress:
+        found = inspect(model, feeds, target, request.seed, progress)
     _write_report(request, found)
     if not request.silent:
         print_inspection(Page(), found)

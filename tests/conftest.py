@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def _hurried(compare: Callable[..., latency.LatencyComparison]) -> Callable[...,
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """The command in a folder of its own with ``net.onnx`` (input x, 5 classes) and ``data.npz`` (16 samples)."""
     net = Net(0, (3, 8, 8))
     x = net.activation(net.conv("x", 16))
@@ -34,4 +35,6 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     np.savez(tmp_path / "data.npz", **net.feeds(16), labels=labels)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(latency, "compare", _hurried(latency.compare))
-    return Command(tmp_path, capfd)
+    gc.freeze()  # the manager collects garbage after every pass, which takes long where tests have left much
+    yield Command(tmp_path, capfd)
+    gc.unfreeze()

@@ -215,6 +215,13 @@ def test_a_pass_that_fails_is_undone_and_can_be_replayed(command: Command, name:
     assert f"{name} fails again: " in command.fails("--replay", folder, code=3)
 
 
+def test_tracebacks_are_shown_when_asked(command: Command) -> None:
+    outcome = command("gone.onnx", "--debug")
+    assert outcome.code == 2
+    assert "Traceback (most recent call last)" in outcome.err
+    assert outcome.err.endswith("onnxcomp: error: gone.onnx: no such file; give the path of an .onnx model\n")
+
+
 @pytest.mark.usefixtures("breaking")
 def test_a_failure_that_is_mended_replays_well(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     command("net.onnx", "-p", "crash")

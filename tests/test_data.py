@@ -171,11 +171,11 @@ def test_arrays_that_do_not_fit_are_one_sentence_with_the_remedy(
     assert "\n" not in str(caught.value)
 
 
-def test_a_bad_value_in_a_later_batch_names_its_batch() -> None:
+def test_a_bad_value_in_a_later_batch_names_its_sample() -> None:
     x = images(70)
     x[50, 0, 1, 1] = np.inf
     data = Dataset.from_arrays({"image": x}, model=vision())
-    with pytest.raises(InputError, match="arrays: sample 32: array 'image' holds NaN or infinite"):
+    with pytest.raises(InputError, match="arrays: sample 50: array 'image' holds NaN or infinite"):
         list(data.feeds())
 
 

@@ -17,6 +17,7 @@ from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.manager import PassManager
 from onnxcomp.model import Model, one_line
 from onnxcomp.pipeline import Pipeline
+from onnxcomp.progress import Progress, silent
 from onnxcomp.registry import pass_class, pass_names
 from onnxcomp.report.console import Page
 from onnxcomp.report.environment import describe_input
@@ -106,7 +107,13 @@ class Inspection(Section):
     """What could not be found out, and why."""
 
 
-def inspect(model: Model, feeds: Feeds | None = None, target: Target | None = None, seed: int = 0) -> Inspection:
+def inspect(
+    model: Model,
+    feeds: Feeds | None = None,
+    target: Target | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Inspection:
     """Look at a model: weights, FLOPs, time, channels, what each pass could do.
 
     Args:
@@ -115,6 +122,7 @@ def inspect(model: Model, feeds: Feeds | None = None, target: Target | None = No
         target: the machine that passes would work for, and the threads of the run that is timed; default:
             this machine, one thread.
         seed: of the made-up sample.
+        progress: shows which pass is looking at the model.
     """
     target = target or Target.host()
     notes: list[str] = []
@@ -134,7 +142,7 @@ def inspect(model: Model, feeds: Feeds | None = None, target: Target | None = No
         layers=list(_layers(model, counted, ran=feeds is not None)),
         operators=[] if feeds is None else list(_operators(model, feeds, target.threads)),
         channels=[] if feeds is None else list(_channels(model, shapes)),
-        prospects=[] if feeds is None else list(_prospects(model, feeds, target)),
+        prospects=[] if feeds is None else list(_prospects(model, feeds, target, progress)),
         notes=notes,
     )
 
@@ -236,10 +244,10 @@ def _channels(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[C
         yield ChannelFacts(layer=group.name, channels=group.size, removable=removable, movable=movable, reason=reason)
 
 
-def _prospects(model: Model, feeds: Feeds, target: Target) -> Iterator[Prospect]:
+def _prospects(model: Model, feeds: Feeds, target: Target, progress: Progress) -> Iterator[Prospect]:
     """Each pass looks at the model as the passes that it requires leave it."""
     prepared: dict[str, tuple[Model, dict[str, tuple[int, ...]]]] = {}
-    for cls in sorted(map(pass_class, pass_names()), key=lambda cls: cls.stage):
+    for cls in progress(sorted(map(pass_class, pass_names()), key=lambda cls: cls.stage), "looking with"):
         try:
             required = Pipeline(p for p in Pipeline([cls()]).scheduled().passes if not isinstance(p, cls))
             if str(required) not in prepared:
