@@ -283,7 +283,7 @@ class Result(Section):
 
 
 class Report(Section):
-    """All of it."""
+    """A whole compilation."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     """Version of this layout."""
