@@ -21,9 +21,11 @@ from onnxcomp.pipeline import Pipeline
 from onnxcomp.recorder import Recorder
 from onnxcomp.report import schema
 from onnxcomp.report.environment import describe_environment, describe_input, peak_memory
+from onnxcomp.report.timings import open_timings
 from onnxcomp.reproduce import Reproducer
 from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.timings import TimingTable
 
 __all__ = ["Result", "Samples", "compress", "prepare_samples"]
 
@@ -72,6 +74,7 @@ def compress(
     target: Target | None = None,
     seed: int = 0,
     keep_order: bool = False,
+    timings: TimingTable | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     reproducer_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
@@ -95,6 +98,8 @@ def compress(
         target: the machine the result is for; default: this one, one thread.
         seed: of every random choice.
         keep_order: run the passes as they stand.
+        timings: measured time that decides: ``off``, the report of an earlier run (then the same input gives
+            the same bytes), or a table; default: everything is measured.
         output: file to write.
         reproducer_dir: folder for reproducers of failed passes; default: none are written.
         progress: shows how far long loops are.
@@ -107,6 +112,7 @@ def compress(
     asked = _pipeline(pipeline)
     scheduled = asked.scheduled(keep_order)
     target = target or Target.host()
+    table = timings if isinstance(timings, TimingTable) else open_timings(timings)
     original = model if isinstance(model, Model) else Model.load(model)
     samples = prepare_samples(original, data, test_data, seed)
     evaluator = Evaluator(original, samples.evaluation or Dataset.from_feeds([samples.probe]), _metric(metric))
@@ -114,7 +120,9 @@ def compress(
     recorder, measure = Recorder(original, samples.probe, target), Measure(evaluator, before, max_drop)
     hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir))]
     hooks += [recorder, measure, Verify(original, [samples.probe]), Timing()]
-    ctx = Context(target=target, data=samples.calibration, seed=seed, original=original, progress=progress)
+    ctx = Context(
+        target=target, data=samples.calibration, seed=seed, original=original, progress=progress, timings=table
+    )
     work = Model.from_proto(original.proto())
     records = PassManager(scheduled, hooks).run(work, ctx)
     if output is not None:
@@ -132,12 +140,14 @@ def compress(
             threads=target.threads,
             target=target.name,
             keep_order=keep_order,
+            timings=table.source,
         ),
         environment=describe_environment(target, command),
         data=_data(samples),
         passes=[_pass_report(record) for record in records],
+        timings=[schema.Timing(**entry.describe()) for entry in table.used],
         result=_result(recorder, work, measure.latest, records, max_drop, output),
-        warnings=_warnings(samples),
+        warnings=_warnings(samples, table),
     )
     report.result.seconds = time.perf_counter() - start
     return Result(work, report)
@@ -194,12 +204,15 @@ def _data(samples: Samples) -> schema.Data:
     )
 
 
-def _warnings(samples: Samples) -> list[str]:
+def _warnings(samples: Samples, timings: TimingTable) -> list[str]:
+    warnings = []
     if samples.evaluation is None:
-        return ["there is no data to evaluate on: fidelity and metric are measured on one random input"]
-    if not samples.held_out:
-        return ["evaluated on the calibration samples, which are too few to hold some out"]
-    return []
+        warnings.append("there is no data to evaluate on: fidelity and metric are measured on one random input")
+    elif not samples.held_out:
+        warnings.append("evaluated on the calibration samples, which are too few to hold some out")
+    if timings.incomplete:
+        warnings.append(f"{timings.measured} timings were not in {timings.source} and were measured: bytes may differ")
+    return warnings
 
 
 def _fidelity(fidelity: Fidelity) -> schema.Fidelity:

@@ -16,6 +16,7 @@ from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.timings import TimingTable
 
 __all__ = ["Context", "Decision", "Progress", "Rejected", "silent"]
 
@@ -45,6 +46,7 @@ class Context:
         seed: of the whole compilation; see ``rng``.
         original: the model before the first pass, a Model of its own, not to be edited; or None.
         progress: wraps long loops: ``for item in ctx.progress(items, "calibrating"):``.
+        timings: where a pass asks for measured time that it decides by.
         scope: name of the running pass; set by the manager.
         decisions: log of the running pass; set by the manager.
     """
@@ -54,6 +56,7 @@ class Context:
     seed: int = 0
     original: Model | None = None
     progress: Progress = silent
+    timings: TimingTable = field(default_factory=TimingTable)
     scope: str = ""
     decisions: list[Decision] = field(default_factory=list)
     _analyses: dict[Any, Any] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from onnxcomp.model import Model, one_line, write_atomic
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.timings import TimedComparison, TimingTable
 from onnxcomp.version import installed_version
 
 __all__ = ["Reproducer", "replay", "versions"]
@@ -69,6 +70,7 @@ class Reproducer:
             "target": ctx.target.name,
             "threads": ctx.target.threads,
             "data": None if ctx.data is None else {**ctx.data.describe(), "feeds_kept": kept},
+            "timings": [entry.describe() for entry in ctx.timings.used],
             "versions": versions(),
         }
         write_atomic(folder / "reproducer.json", (json.dumps(description, indent=2) + "\n").encode())
@@ -86,6 +88,7 @@ def replay(folder: Path, progress: Progress = silent) -> PassRecord:
         pipeline = Pipeline.parse(description["pipeline"])
         target = Target.parse(description["target"], description["threads"])
         seed = int(description["seed"])
+        timed = [TimedComparison(**entry) for entry in description["timings"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: is not a reproducer: {one_line(error)}") from None
     model = Model.load(folder / "model.onnx")
@@ -93,7 +96,8 @@ def replay(folder: Path, progress: Progress = silent) -> PassRecord:
     original = Model.load(original_path if original_path.exists() else folder / "model.onnx")
     data = Dataset.open(str(folder / "data"), model) if (folder / "data").is_dir() else None
     probes = [data.sample() if data is not None else made_up.synthetic(model, seed)]
-    ctx = Context(target=target, data=data, seed=seed, original=original, progress=progress)
+    timings = TimingTable(timed, source=str(folder))
+    ctx = Context(target=target, data=data, seed=seed, original=original, progress=progress, timings=timings)
     manager = PassManager(pipeline, [Verify(model, probes), Timing()])
     return manager.run(model, ctx)[0]
 
