@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.cli import run
+from onnxcomp.pipeline import Pipeline
 from onnxcomp.report.schema import Report, Section
 from tests.generate import Net
 
@@ -77,6 +78,12 @@ def test_commands_of_the_examples_run(page: Path, capsys: pytest.CaptureFixture[
         for command in text.splitlines():
             if command.startswith("onnxcomp "):
                 assert run(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err
+
+
+def test_recipe_of_the_readme_is_one(desk: Path) -> None:
+    recipe = desk / "recipe.toml"
+    recipe.write_text(next(blocks(ROOT / "README.md", "toml"))[1], encoding="utf-8")
+    assert str(Pipeline.parse(str(recipe))) == "prune(flops=0.3),quant(ranges='mse')"
 
 
 def test_python_examples_are_found() -> None:
