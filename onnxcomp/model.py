@@ -149,9 +149,7 @@ def _read_external_data(proto: onnx.ModelProto, path: Path) -> None:
             load_external_data_for_tensor(tensor, str(path.parent))
             onnx.numpy_helper.to_array(tensor)  # refuses too few or too many bytes
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise InputError(
-                f"{path}: the external data of {tensor.name!r} cannot be used: {one_line(error)}"
-            ) from None
+            raise InputError(f"{path}: external data of {tensor.name!r} cannot be used: {one_line(error)}") from None
         tensor.ClearField("data_location")
         tensor.ClearField("external_data")
 
