@@ -112,7 +112,7 @@ def compress(
     evaluator = Evaluator(original, samples.evaluation or Dataset.from_feeds([samples.probe]), _metric(metric))
     before = evaluator.evaluate(original)
     recorder, measure = Recorder(original, samples.probe, target), Measure(evaluator, before, max_drop)
-    hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir))]
+    hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir), samples.evaluation)]
     hooks += [recorder, measure, Verify(original, [samples.probe]), Timing()]
     ctx = Context(target=target, data=samples.calibration, seed=seed, original=original, progress=progress)
     work = Model.from_proto(original.proto())

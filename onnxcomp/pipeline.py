@@ -21,13 +21,18 @@ __all__ = ["Pipeline", "recipe_names"]
 
 
 class Pipeline:
-    """Passes in an order.
+    """Passes in an order, at least one.
 
     ``Pipeline.parse(str(pipeline)) == pipeline`` holds for every pipeline.
+
+    Raises:
+        UsageError: there are none.
     """
 
     def __init__(self, passes: Iterable[Pass]) -> None:
         self.passes = tuple(passes)
+        if not self.passes:
+            raise UsageError(f"the pipeline is empty; name passes, separated by commas: {', '.join(pass_names())}")
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
@@ -106,8 +111,6 @@ def _calls(text: str) -> list[ast.expr]:
         tree = ast.Constant(None)
     if not isinstance(tree, ast.List):
         raise UsageError(f"the pipeline {text!r} cannot be read; write it like prune(flops=0.3),quant")
-    if not tree.elts:
-        raise UsageError(f"the pipeline is empty; name passes, separated by commas: {', '.join(pass_names())}")
     return tree.elts
 
 

@@ -320,7 +320,7 @@ def _truncated(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "no such file"),
+        (lambda _: None, "no such file"),
         (_folder, "is a folder"),
         (lambda path: path.write_bytes(b""), "holds no graph"),
         (lambda path: path.write_text("import torch\n" * 40), "is not an ONNX model"),
