@@ -26,8 +26,10 @@ from onnxcomp.report.inspection import inspect, inspection_tables, inspection_te
 from onnxcomp.report.manual import manual_page, pass_summary
 from onnxcomp.report.schema import Report, Section
 from onnxcomp.report.table import decisions, result_table, summary, table
+from onnxcomp.report.timings import open_timings
 from onnxcomp.reproduce import replay
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.timings import TimingTable
 
 __all__ = ["Request", "compress_model", "inspect_model", "replay_failure", "show_passes", "show_plan"]
 
@@ -48,6 +50,7 @@ class Request:
     threads: int
     target: str
     keep_order: bool
+    timings: str | None
     quiet: bool
 
     @property
@@ -71,6 +74,7 @@ class _Job:
     model: Model
     data: Dataset | None
     test_data: Dataset | None
+    timings: TimingTable
 
 
 def compress_model(request: Request) -> int:
@@ -88,6 +92,7 @@ def compress_model(request: Request) -> int:
             target=job.target,
             seed=request.seed,
             keep_order=request.keep_order,
+            timings=job.timings,
             output=request.destination,
             reproducer_dir=failures,
             progress=progress,
@@ -191,10 +196,11 @@ def _prepare(request: Request) -> _Job:
     _check_report(request)
     if request.report not in (None, "-") and _same_file(Path(str(request.report)), request.destination):
         raise UsageError(f"{request.report}: cannot be both the report and the model; name two files")
+    timings = open_timings(request.timings)
     model = Model.load(request.model)
     data = None if request.data is None else Dataset.open(request.data, model)
     test_data = None if request.test_data is None else Dataset.open(request.test_data, model)
-    return _Job(pipeline, scheduled, target, model, data, test_data)
+    return _Job(pipeline, scheduled, target, model, data, test_data, timings)
 
 
 def _check_report(request: Request) -> None:

@@ -105,6 +105,14 @@ def _command(
         str, typer.Option(help="Machine the result is for: host, x86-avx2, x86-avx512, x86-vnni, arm64.")
     ] = "host",
     keep_order: Annotated[bool, typer.Option("--keep-order", help="Run the passes as they stand.")] = False,
+    timings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|off",
+            help="Times to decide by: the JSON report of an earlier run (same input, same bytes), or off. "
+            "Default: measure.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show what would be done, write nothing.")
     ] = False,
@@ -151,6 +159,7 @@ def _command(
         threads=threads,
         target=target,
         keep_order=keep_order,
+        timings=timings,
         quiet=quiet,
     )
     if pipeline is None:
@@ -166,6 +175,7 @@ def _refuse_without_pipeline(request: Request, dry_run: bool) -> None:
         "--metric": request.metric,
         "--max-drop": request.max_drop,
         "--keep-order": request.keep_order or None,
+        "--timings": request.timings,
         "--dry-run": dry_run or None,
     }
     for option, value in given.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
+from onnxcomp.errors import UsageError
 from onnxcomp.evaluate import Evaluation, Evaluator, Metric, metric_named
 from onnxcomp.fidelity import Fidelity
 from onnxcomp.hooks import Measure, Timing, Verify
@@ -21,9 +23,11 @@ from onnxcomp.pipeline import Pipeline
 from onnxcomp.recorder import Recorder
 from onnxcomp.report import schema
 from onnxcomp.report.environment import describe_environment, describe_input, peak_memory
+from onnxcomp.report.timings import open_timings
 from onnxcomp.reproduce import Reproducer
 from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.timings import TimingTable
 
 __all__ = ["Result", "Samples", "compress", "prepare_samples"]
 
@@ -72,6 +76,7 @@ def compress(
     target: Target | None = None,
     seed: int = 0,
     keep_order: bool = False,
+    timings: TimingTable | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     reproducer_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
@@ -95,6 +100,8 @@ def compress(
         target: the machine the result is for; default: this one, one thread.
         seed: of every random choice.
         keep_order: run the passes as they stand.
+        timings: measured time that decides: ``off``, the report of an earlier run (then the same input gives
+            the same bytes), or a table; default: everything is measured.
         output: file to write.
         reproducer_dir: folder for reproducers of failed passes; default: none are written.
         progress: shows how far long loops are.
@@ -104,9 +111,11 @@ def compress(
         UsageError, InputError: something given does not make sense or cannot be used; nothing is written.
     """
     start = time.perf_counter()
+    _check_numbers(max_drop, seed)
     asked = _pipeline(pipeline)
     scheduled = asked.scheduled(keep_order)
     target = target or Target.host()
+    table = timings if isinstance(timings, TimingTable) else open_timings(timings)
     original = model if isinstance(model, Model) else Model.load(model)
     samples = prepare_samples(original, data, test_data, seed)
     evaluator = Evaluator(original, samples.evaluation or Dataset.from_feeds([samples.probe]), _metric(metric))
@@ -114,11 +123,11 @@ def compress(
     recorder, measure = Recorder(original, samples.probe, target), Measure(evaluator, before, max_drop)
     hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir), samples.evaluation)]
     hooks += [recorder, measure, Verify(original, [samples.probe]), Timing()]
-    ctx = Context(target=target, data=samples.calibration, seed=seed, original=original, progress=progress)
+    ctx = Context(
+        target=target, data=samples.calibration, seed=seed, original=original, progress=progress, timings=table
+    )
     work = Model.from_proto(original.proto())
     records = PassManager(scheduled, hooks).run(work, ctx)
-    if output is not None:
-        work.save(output)
     report = schema.Report(
         input=describe_input(original, recorder.original_cost.parameters, recorder.original_cost.flops),
         options=schema.Options(
@@ -132,13 +141,17 @@ def compress(
             threads=target.threads,
             target=target.name,
             keep_order=keep_order,
+            timings=table.source,
         ),
         environment=describe_environment(target, command),
         data=_data(samples),
         passes=[_pass_report(record) for record in records],
+        timings=[schema.Timing(**entry.describe()) for entry in table.used],
         result=_result(recorder, work, measure.latest, records, max_drop, output),
-        warnings=_warnings(samples),
+        warnings=_warnings(samples, table),
     )
+    if output is not None:
+        work.save(output)  # last: it may replace the original, and an interruption before it leaves no trace
     report.result.seconds = time.perf_counter() - start
     return Result(work, report)
 
@@ -154,13 +167,20 @@ def prepare_samples(model: Model, data: Dataset | str | None, test_data: Dataset
     held_out = evaluation is not None
     if calibration is not None and evaluation is None:
         if len(calibration) >= _LEAST_SPLIT:
-            calibration, evaluation = calibration.split(_HELD_OUT)
+            calibration, evaluation = calibration.split(1 - _HELD_OUT)
             held_out = True
         else:
             evaluation = calibration
     known = evaluation if evaluation is not None else calibration
     probe = known.sample() if known is not None else made_up.synthetic(model, seed)
     return Samples(calibration, evaluation, held_out, probe)
+
+
+def _check_numbers(max_drop: float | None, seed: int) -> None:
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise UsageError(f"max_drop={max_drop} is no loss; give a number from 0 on")
+    if seed < 0:
+        raise UsageError(f"seed={seed} is not allowed; give a number from 0 on")
 
 
 def _pipeline(pipeline: Pipeline | str | Sequence[Pass]) -> Pipeline:
@@ -194,12 +214,15 @@ def _data(samples: Samples) -> schema.Data:
     )
 
 
-def _warnings(samples: Samples) -> list[str]:
+def _warnings(samples: Samples, timings: TimingTable) -> list[str]:
+    warnings = []
     if samples.evaluation is None:
-        return ["there is no data to evaluate on: fidelity and metric are measured on one random input"]
-    if not samples.held_out:
-        return ["evaluated on the calibration samples, which are too few to hold some out"]
-    return []
+        warnings.append("there is no data to evaluate on: fidelity and metric are measured on one random input")
+    elif not samples.held_out:
+        warnings.append("evaluated on the calibration samples, which are too few to hold some out")
+    if timings.incomplete:
+        warnings.append(f"{timings.measured} timings were not in {timings.source} and were measured: bytes may differ")
+    return warnings
 
 
 def _fidelity(fidelity: Fidelity) -> schema.Fidelity:
@@ -254,8 +277,8 @@ def _result(
         ),
         budget_met=None if max_drop is None else not over_budget,
         fidelity=_fidelity(evaluation.fidelity),
-        latency_ratio=timed.ratio,
-        latency_spread=(timed.low, timed.high),
+        latency_ratio=None if timed is None else timed.ratio,
+        latency_spread=None if timed is None else (timed.low, timed.high),
         seconds=0.0,
         peak_memory_bytes=peak_memory(),
     )

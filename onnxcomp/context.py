@@ -16,6 +16,7 @@ from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.timings import TimingTable
 
 __all__ = ["Context", "Decision", "Progress", "Rejected", "silent"]
 
@@ -44,6 +45,7 @@ class Context:
         data: calibration samples, or None.
         seed: of the whole compilation; see ``rng``.
         original: the model before the first pass, to be left alone (it is its own Model: the teacher).
+        timings: where a pass asks for measured time that it decides by.
         scope: name of the running pass.
         decisions: the running pass's log.
     """
@@ -53,6 +55,7 @@ class Context:
     seed: int = 0
     original: Model | None = None
     progress: Progress = silent
+    timings: TimingTable = field(default_factory=TimingTable)
     scope: str = ""
     decisions: list[Decision] = field(default_factory=list)
     _analyses: dict[Any, Any] = field(default_factory=dict)

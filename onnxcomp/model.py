@@ -21,6 +21,7 @@ from onnxcomp.origins import proto_graphs
 __all__ = ["Model"]
 
 _PROTOBUF_LIMIT = 2**31 - 1
+_TEMPORARY = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
 
 
 class Model:
@@ -137,7 +138,7 @@ def _read(path: Path) -> onnx.ModelProto:
     except PermissionError:
         raise InputError(f"{path}: may not be read; check its permissions") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
     except DecodeError:
         raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
 
@@ -165,14 +166,14 @@ def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def one_line(error: BaseException) -> str:
     """An exception's message as part of a sentence."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write through a temporary file in the same folder, so that ``path`` is old or new and never half.
 
-    A symbolic link keeps its place: the file behind it is replaced. What is no file (/dev/null, a pipe) is written to.
+    A symbolic link stays, and what it points to is replaced. A device or pipe is written to as it is.
 
     Raises:
         InputError: the folder is missing or may not be written, or the disk is full.
@@ -185,8 +186,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             path.write_bytes(data)
             return
         place = Path(os.path.realpath(path))
-        # Short, as the name itself may be as long as the file system allows.
-        descriptor, temporary = tempfile.mkstemp(prefix=".onnxcomp-", suffix=".tmp", dir=place.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=place.parent)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -194,9 +194,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.chmod(temporary, _permissions(place))
         os.replace(temporary, place)
         temporary = None
-    except FileNotFoundError:
-        raise InputError(f"{path}: its folder {path.parent} does not exist; create it first") from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            raise InputError(f"{path}: its folder {path.parent} does not exist; create it first") from None
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         if temporary is not None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onnxcomp.errors import UsageError
-from onnxcomp.options import allowed_values
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -45,6 +44,7 @@ class Pass(BaseModel, ABC):
         stage: its place in a legal order.
         exact: it promises the same outputs to float tolerance; checked after every run.
         requires: names of passes that are scheduled before it, with default options, when the user names none.
+        preserves: it leaves shapes and structure alone, so cached analyses stay valid.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -72,7 +72,7 @@ class Pass(BaseModel, ABC):
         try:
             return cls(**options)
         except ValidationError as error:
-            raise UsageError(_explain(cls, error.errors()[0], options)) from None
+            raise UsageError(_explain(cls, error.errors()[0])) from None
 
     def options(self) -> dict[str, Any]:
         """All options with their values, as plain data."""
@@ -89,17 +89,18 @@ class Pass(BaseModel, ABC):
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
 
-def _explain(cls: type[Pass], error: ErrorDetails, options: dict[str, Any]) -> str:
+def _explain(cls: type[Pass], error: ErrorDetails) -> str:
     """One sentence: the pass, the option, the value, what is allowed."""
     option = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
         return f"{cls.name} has no option {option!r}; {suggest(option, list(cls.model_fields), 'its options are')}"
-    own = error["msg"].removeprefix("Value error, ") if error["type"] == "value_error" else ""
     if not option:
-        return f"{cls.name}: {own or error['msg']}"
-    meaning = cls.model_fields[option].description
-    allowed = own or f"it takes {allowed_values(cls, option)}" + (f" ({meaning})" if meaning else "")
-    return f"{cls.name}: option {option}={options.get(option)!r} is not allowed: {allowed}"
+        return f"{cls.name}: {error['msg'].removeprefix('Value error, ')}"
+    field = cls.model_fields[option]
+    limits = [str(limit) for limit in field.metadata if not callable(limit)]
+    allowed = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    meaning = f" ({field.description})" if field.description and limits else ""
+    return f"{cls.name}: option {option}={error['input']!r} is not allowed: {allowed}{meaning}"
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:

@@ -23,6 +23,7 @@ from onnxcomp.model import Model, one_line, write_atomic
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.timings import TimedComparison, TimingTable
 from onnxcomp.version import installed_version
 
 __all__ = ["Reproducer", "replay", "versions"]
@@ -45,6 +46,7 @@ class _Description(BaseModel):
     threads: int
     calibration_samples: int
     evaluation_samples: int
+    timings: list[TimedComparison]
     versions: dict[str, str]
 
 
@@ -102,6 +104,7 @@ class Reproducer:
             threads=ctx.target.threads,
             calibration_samples=_save_samples(ctx.data, folder / "calibration"),
             evaluation_samples=_save_samples(self._evaluation, folder / "evaluation"),
+            timings=ctx.timings.used,
             versions=versions(),
         )
         write_atomic(folder / "reproducer.json", (description.model_dump_json(indent=2) + "\n").encode())
@@ -125,7 +128,14 @@ def replay(folder: Path, progress: Progress = silent) -> PassRecord:
     judged_on = evaluation or calibration
     probe = made_up.synthetic(original, description.seed) if judged_on is None else judged_on.sample()
     evaluator = Evaluator(original, judged_on or Dataset.from_feeds([probe]))
-    ctx = Context(target=target, data=calibration, seed=description.seed, original=original, progress=progress)
+    ctx = Context(
+        target=target,
+        data=calibration,
+        seed=description.seed,
+        original=original,
+        progress=progress,
+        timings=TimingTable(description.timings, source=str(folder)),
+    )
     hooks: list[Hook] = [Measure(evaluator, evaluator.evaluate(model)), Verify(original, [probe]), Timing()]
     return PassManager(pipeline, hooks).run(model, ctx)[0]
 
@@ -135,7 +145,8 @@ def _read_description(folder: Path) -> _Description:
     try:
         return _Description.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{folder}: is not a reproducer: {path.name} cannot be read: {error.strerror}") from None
+        remedy = "give the folder that a failed pass left"
+        raise InputError(f"{folder}: its {path.name} cannot be read ({error.strerror}); {remedy}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = f"{path}: {'.'.join(map(str, first['loc']))}" if first["loc"] else str(path)

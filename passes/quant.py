@@ -27,7 +27,7 @@ from onnxcomp.linalg import ranges
 from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage
-from onnxcomp.runtime import latency, session
+from onnxcomp.runtime import session
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
 
@@ -267,8 +267,9 @@ class _Quantization:
         if not target.is_host or self.data is None:
             return False
         after = self.model.serialize()
-        measured = latency.compare(before, after, self.data.sample(), target.threads, seconds=0.5)
-        return measured.ratio < _LEAST_SPEED
+        what = "quant: integer kernels against what was there before"
+        measured = self.ctx.timings.compare(what, before, after, self.data.sample(), target.threads)
+        return measured is not None and measured.ratio < _LEAST_SPEED
 
     def _store_instead(self, layers: list[WeightedLayer]) -> None:
         """Keep 8-bit weights for layers whose integer kernels do not pay."""

@@ -28,6 +28,7 @@ __all__ = [
     "Result",
     "Samples",
     "Section",
+    "Timing",
     "Verification",
 ]
 
@@ -103,6 +104,8 @@ class Options(Section):
     """The machine that the result is for."""
     keep_order: bool = False
     """Whether the passes had to run in the order they were written in."""
+    timings: str | None = None
+    """``off``, or the file whose timings were used; null when all were measured."""
 
 
 class Environment(Section):
@@ -150,6 +153,25 @@ class Data(Section):
     """What fidelity and metric were measured on; null when the input was made up."""
     held_out: bool = False
     """Whether no sample of the evaluation was seen by a pass."""
+
+
+class Timing(Section):
+    """A measured time that a pass decided by."""
+
+    key: str
+    """Of the two models, the inputs' shapes and the threads: what the time is of."""
+    what: str
+    """The rewrite that was timed."""
+    ratio: float
+    """Time before the rewrite over time after it: above 1 is faster."""
+    low: float
+    """Lower quartile of that ratio over repeated measurements."""
+    high: float
+    """Upper quartile."""
+    before_ms: float
+    """Median milliseconds of a run before the rewrite."""
+    after_ms: float
+    """Median milliseconds of a run after it."""
 
 
 class Fidelity(Section):
@@ -293,6 +315,8 @@ class Report(Section):
     """The samples that were used."""
     passes: list[PassReport] = Field(default_factory=list)
     """One entry a pass, in the order they ran in."""
+    timings: list[Timing] = Field(default_factory=list)
+    """Every measured time that a decision depended on; ``--timings`` takes them from here."""
     result: Result
     """The compressed model against the original."""
     warnings: list[str] = Field(default_factory=list)
