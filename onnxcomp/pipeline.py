@@ -166,5 +166,8 @@ def _parse_recipe(text: str, where: str) -> list[Pass]:
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise UsageError(f"{where}: a [[pass]] table has no name")
-        passes.append(pass_class(name).with_options(options))
+        try:
+            passes.append(pass_class(name).with_options(options))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
     return passes
