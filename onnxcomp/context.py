@@ -44,10 +44,11 @@ class Context:
         target: the machine the result is for.
         data: calibration samples, or None.
         seed: of the whole compilation; see ``rng``.
-        original: the model before the first pass, to be left alone (it is its own Model: the teacher).
+        original: the model before the first pass, a Model of its own, not to be edited; or None.
+        progress: wraps long loops: ``for item in ctx.progress(items, "calibrating"):``.
         timings: where a pass asks for measured time that it decides by.
-        scope: name of the running pass.
-        decisions: the running pass's log.
+        scope: name of the running pass; set by the manager.
+        decisions: log of the running pass; set by the manager.
     """
 
     target: Target
@@ -72,7 +73,10 @@ class Context:
 
     @contextmanager
     def attempt(self, model: Model, layer: WeightedLayer | str) -> Iterator[None]:
-        """Edits made inside are undone when ``Rejected`` is raised; its message becomes the layer's reason."""
+        """Edits made inside are undone when ``Rejected`` is raised; its message becomes the layer's reason.
+
+        Decisions logged inside are withdrawn then. Any other exception passes through.
+        """
         state, logged = model.checkpoint(), len(self.decisions)
         try:
             yield

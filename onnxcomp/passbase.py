@@ -21,7 +21,12 @@ __all__ = ["Pass", "Stage"]
 
 
 class Stage(IntEnum):
-    """Where a legal order puts a pass: each stage works on what the earlier ones leave."""
+    """Where a legal order puts a pass: each stage works on what the earlier ones leave.
+
+    FOLD: exact simplification. EQUALIZE: exact rescaling. PRUNE: weights or channels go. FACTORIZE: a weight
+    becomes a product of smaller ones. REORDER: exact permutation. SHARE: weights take few distinct values.
+    QUANT: weights and activations take few bits. RECOVER: accuracy is won back.
+    """
 
     FOLD = 10
     EQUALIZE = 20
@@ -37,14 +42,15 @@ class Pass(BaseModel, ABC):
     """A transformation of a model; its fields are its options, its docstring is its manual page.
 
     A pass replaces weight arrays and never writes into one, decides about every weighted layer it finds
-    (``ctx.act`` or ``ctx.skip``), imports no other pass and keeps no state.
+    (``ctx.act`` or ``ctx.skip``), imports no other pass and keeps no state. Two passes are equal when they
+    are of one class with equal options.
 
     Class attributes:
         name: as written in a pipeline.
         stage: its place in a legal order.
         exact: it promises the same outputs to float tolerance; checked after every run.
-        requires: names of passes that are scheduled before it, with default options, when the user names none.
-        preserves: it leaves shapes and structure alone, so cached analyses stay valid.
+        requires: names of passes that run before it; those that the user did not name are added, with their
+            default options.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)

@@ -60,32 +60,33 @@ class Quant(Pass):
 
     Each weighted layer gets one of these forms:
 
-    - **static** (needs calibration data): QuantizeLinear/DequantizeLinear around Conv, Gemm and MatMul, so
-    that
-      ONNX Runtime fuses QLinearConv, QGemm or MatMulIntegerToFloat. Weights: int8, symmetric, one scale for
-      each output channel. Activations: uint8, one scale for each tensor. Biases: int32.
-    - **dynamic**: MatMul and Gemm as DynamicQuantizeLinear and MatMulInteger; the range is found in every
-    run. - **table**: an embedding (Gather of rows), int8 rows, dequantized behind the Gather.
+    - **static** (needs calibration data): QuantizeLinear and DequantizeLinear around Conv, Gemm and MatMul,
+      so that ONNX Runtime fuses QLinearConv, QGemm or MatMulIntegerToFloat. Weights: int8, symmetric, one
+      scale for each output channel. Activations: uint8, one scale for each tensor. Biases: int32.
+    - **dynamic**: MatMul and Gemm as DynamicQuantizeLinear and MatMulInteger; the range of the activation is
+      found in every run.
+    - **table**: an embedding (Gather of rows) as int8 rows that are dequantized behind the Gather.
     - **stored**: a layer without an integer kernel keeps an int8 weight that ONNX Runtime restores when it
-    loads
-      the model: a quarter of the file, the speed of float.
+      loads the model: a quarter of the file, the speed of float.
 
-    A layer that stays in float between two that do not is still fed and read in 8 bits, and ONNX Runtime
-    (seen with 1.32) may round its weights when it loads the model, with one scale for all; so kept layers
-    are best neighbours.
+    What happens besides:
 
-    Where the target is this machine and the model with integer kernels is measured to be slower than before,
-    its layers are stored instead: many small or depthwise convolutions spend more on conversions than they
-    save.
+    1. The optimized graph is inspected. A layer for which no integer kernel appears goes back to float.
+    2. The layers that hurt most go back to float too, until the SQNR of the outputs on calibration samples
+       is 6 dB or more.
+    3. Where the target is this machine and the model with integer kernels is measured to be slower than
+       before, its layers are stored instead: many small or depthwise convolutions spend more on conversions
+       than they save.
+    4. Where the target's kernels add products in 16 bits (x86 without VNNI), an output channel whose weights
+       could overflow them gets as many levels as are safe, 64 to 127 on each side of zero.
+    5. The mean error that rounded weights make is taken out of the biases.
 
-    The optimized graph is inspected: a layer for which no integer kernel appears goes back to float. So do
-    the layers that hurt most, until the outputs' SQNR on calibration samples is above 6 dB.
+    A layer named in ``keep`` that stands alone between quantized ones is still fed and read in 8 bits, and
+    ONNX Runtime (seen with 1.32) may round its weights when it loads the model, with one scale for all of
+    them. So it is best to keep layers that follow each other.
 
-    Where the target's kernels add products in 16 bits (x86 without VNNI), an output channel whose weights
-    could overflow them gets as many levels as are safe, 64 to 127 on each side.
-
-    Layout of scales follows Krishnamoorthi 2018 (arXiv:1806.08342); ranges, see ``onnxcomp.linalg.ranges``;
-    the mean error of rounded weights is taken out of the biases (Nagel et al. 2019, arXiv:1906.04721).
+    Scales are laid out as in Krishnamoorthi 2018 (arXiv:1806.08342); ranges are chosen as
+    ``onnxcomp.linalg.ranges`` says; biases are corrected as in Nagel et al. 2019 (arXiv:1906.04721).
     """
 
     name: ClassVar[str] = "quant"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from onnxcomp.model import Model
 from onnxcomp.passes.fold import Fold
 from onnxcomp.runtime import feeds, session
 from onnxcomp.runtime.target import Target
+from tests.zoo import each_model, zoo_model
 
 Array = np.ndarray[Any, Any]
-CACHE = Path.home() / ".cache" / "onnxcomp"
 
 
 def build(body: str, arrays: dict[str, Array] | None = None, opset: int = 17) -> Model:
@@ -507,9 +506,9 @@ def test_outputs_are_the_same_on_random_chains(steps: list[str], seed: int, batc
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("path", sorted(CACHE.glob("*/*.onnx")), ids=lambda path: path.stem)
-def test_real_models_compute_the_same(path: Path) -> None:
-    model = Model.load(path)
+@each_model
+def test_real_models_compute_the_same(name: str) -> None:
+    model = Model.load(zoo_model(name))
     before = model.serialize()
     inputs = dict(feeds.synthetic(model, 0))
     decisions = fold(model)

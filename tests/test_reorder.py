@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +25,10 @@ from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime import session
 from onnxcomp.runtime.target import Target
 from tests.generate import Net, networks
+from tests.zoo import each_model, zoo_model
 
 Array = np.ndarray[Any, Any]
-ROOT = Path(__file__).parents[1]
-CACHE = Path.home() / ".cache" / "onnxcomp"
-ZOO = {
-    "fashion_resnet": ROOT / "models" / "fashion_resnet.onnx",
-    "mobilenetv2": CACHE / "mobilenetv2" / "mobilenetv2.onnx",
-    "ppocr_rec": CACHE / "ppocr_rec" / "ppocr_rec.onnx",
-    "minilm": CACHE / "minilm" / "minilm.onnx",
-}
+WIDE = ("fashion_resnet", "mobilenetv2", "ppocr_rec", "minilm")  # with many channels, tiles have much to gain
 
 
 def apply(model: Model, seed: int = 0, **options: Any) -> dict[str, tuple[str, str]]:
@@ -345,11 +338,9 @@ def test_options_are_checked_and_written_back() -> None:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ZOO)
+@each_model
 def test_real_models_compute_what_they_did(name: str) -> None:
-    if not ZOO[name].exists():
-        pytest.skip(f"{ZOO[name]} is not there; fetch it with models/fetch.py")
-    model = Model.load(ZOO[name])
+    model = Model.load(zoo_model(name))
     feeds = made_up.synthetic(model, seed=1)
     expected = session.run(session.create(model), feeds)
     before = objective(model, (8, 8))
@@ -357,5 +348,8 @@ def test_real_models_compute_what_they_did(name: str) -> None:
     onnx.checker.check_model(model.proto())
     for output, value in session.run(session.create(model), feeds).items():
         assert_same(value, expected[output])
-    assert sum(action == "permuted" for action, _ in decisions.values()) >= 10
-    assert objective(model, (8, 8)) < 0.97 * before
+    after = objective(model, (8, 8))
+    assert after <= before
+    if name in WIDE:
+        assert sum(action == "permuted" for action, _ in decisions.values()) >= 10
+        assert after < 0.97 * before

@@ -121,8 +121,7 @@ def _batch_normalization(node: gs.Node, layer: WeightedLayer, channels: int) -> 
 
 
 def per_channel(value: Array, rank: int, channels: int) -> Array | None:
-    """A constant as one value per channel, shape (channels,), when it broadcasts over (N, channels, ...)
-    like that.
+    """A constant as one value per channel, shape (channels,), when it broadcasts over (N, channels, ...) so.
 
     Args:
         rank: of what it is combined with.

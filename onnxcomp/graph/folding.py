@@ -65,8 +65,7 @@ def lift_constants(graph: gs.Graph) -> list[gs.Tensor]:
 
 
 def fold_static_shapes(graph: gs.Graph, types: Mapping[str, TensorType]) -> int:
-    """Replace Shape and Size of tensors, and single dimensions taken from a Shape, where inference knows
-    them.
+    """Replace Shape and Size of tensors, and single dimensions taken from a Shape, where inference knows them.
 
     Dimensions that only a run knows stay computed. Returns the number of tensors replaced.
     """

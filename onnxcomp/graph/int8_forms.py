@@ -1,5 +1,4 @@
-"""Layers rewritten to 8-bit weights without Q/DQ pairs: quantized at run time, restored at load, or looked
-up."""
+"""Layers rewritten to 8-bit weights without Q/DQ pairs: quantized at run time, restored at load, or looked up."""
 
 from __future__ import annotations
 

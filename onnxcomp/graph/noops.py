@@ -25,9 +25,8 @@ def remove_noops(graph: gs.Graph, types: Types) -> int:
     """Take out every node that passes its first input on unchanged, and merge pairs; returns how many.
 
     Args:
-        types: of the tensors of the main graph (names inside nested graphs may hide them, so rules that need
-        a
-            type are used on the main graph only).
+        types: of the tensors of the main graph. (Names inside nested graphs may hide them, so rules that need
+            a type are used on the main graph only.)
     """
     removed = 0
     for nested in nested_graphs(graph):

@@ -1,5 +1,4 @@
-"""Weights as signed 8-bit integers, one scale for each output channel, and what they do in integer
-kernels."""
+"""Weights as signed 8-bit integers with one scale for each output channel, and what integer kernels do to them."""
 
 from __future__ import annotations
 

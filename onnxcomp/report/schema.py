@@ -89,7 +89,7 @@ class Options(Section):
     scheduled: str
     """The passes in the order they ran in, with the passes that others require."""
     data: str | None = None
-    """Source of the samples."""
+    """Source of the calibration samples; null when there were none."""
     test_data: str | None = None
     """Source of the samples to evaluate on; null when they are taken from ``data``."""
     metric: str | None = None
@@ -97,7 +97,7 @@ class Options(Section):
     max_drop: Figure = None
     """Largest allowed loss of the metric; null for no limit."""
     seed: int = 0
-    """Of all random choices."""
+    """Seed of all random choices."""
     threads: int = 1
     """Threads of the sessions whose time is measured."""
     target: str = "host"
@@ -128,9 +128,10 @@ class Environment(Section):
     isa: list[str] = Field(default_factory=list)
     """Instruction sets of this machine that decide which kernels run."""
     target: dict[str, Any] = Field(default_factory=dict)
-    """The target in full: name, instruction sets, threads, providers and what follows from them."""
+    """The target in full: name, architecture, isa (instruction sets), threads, providers, int8_saturates (8-bit
+    weights can overflow 16-bit sums), channel_multiple (channels that fill whole vectors)."""
     command: list[str] = Field(default_factory=list)
-    """Command line; empty when called from Python."""
+    """The command line, one entry a word; empty when called from Python."""
 
 
 class Samples(Section):
@@ -141,7 +142,7 @@ class Samples(Section):
     samples: int
     """How many were used."""
     sha256: str
-    """Of the samples' names, types, shapes and values, and of the labels."""
+    """Of the inputs' names, types, shapes and values, and of the labels."""
 
 
 class Data(Section):
@@ -220,11 +221,13 @@ class Check(Section):
     """One test of a pass's result."""
 
     name: str
-    """checker (the model is valid), runs (ONNX Runtime runs it), exact (outputs are unchanged) …"""
+    """checker (the model is valid), runs (ONNX Runtime runs it), exact (outputs are the same to float tolerance),
+    signal (outputs hold more signal than error), unchanged (the pass changed nothing, so nothing was tested)."""
     outcome: Literal["passed", "failed", "skipped"]
     """Its result."""
     figure: Figure = None
-    """What was measured: of ``exact``, the largest absolute difference."""
+    """What was measured: of ``exact``, the largest difference relative to the output's largest value; of
+    ``signal``, the SQNR in dB."""
     message: str = ""
     """Why it failed or was skipped."""
 
@@ -264,9 +267,10 @@ class PassReport(Section):
     flops: int
     """FLOPs after it."""
     fidelity: Fidelity | None = None
-    """Of the model after it against the original; null when the pass changed nothing."""
+    """Of the model after it against the original; null when it was not measured. Of a pass that was rolled back
+    because it cost too much accuracy: of the model that it had made."""
     metric: Figure = None
-    """The metric after it; null when it was not measured."""
+    """The metric after it; null when it was not measured. Of a pass that was rolled back, as ``fidelity``."""
     latency_ratio: Figure = None
     """Time of the original over time of the model after it; null when it was not measured."""
 
@@ -283,7 +287,7 @@ class Result(Section):
     parameters: int
     """Elements of all weight tensors."""
     flops: int
-    """Of one inference of one sample."""
+    """Of one inference of one sample: two for each multiply-accumulate."""
     metric: Metric | None = None
     """The figure of merit; null without evaluation samples."""
     budget_met: bool | None = None
@@ -301,7 +305,7 @@ class Result(Section):
 
 
 class Report(Section):
-    """All of it."""
+    """A whole compilation."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     """Version of this layout."""
@@ -314,7 +318,7 @@ class Report(Section):
     data: Data = Field(default_factory=Data)
     """The samples that were used."""
     passes: list[PassReport] = Field(default_factory=list)
-    """One entry a pass, in the order they ran in."""
+    """One entry for each pass, in the order they ran in."""
     timings: list[Timing] = Field(default_factory=list)
     """Every measured time that a decision depended on; ``--timings`` takes them from here."""
     result: Result

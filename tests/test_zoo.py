@@ -1,0 +1,59 @@
+"""The pipeline of the README on real models: it succeeds, and every layer ends with an action or a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnxcomp import Model, compress
+from onnxcomp.graph.layers import weighted_layers
+from onnxcomp.runtime import session
+from tests.zoo import COMMITTED, calibration, each_model, zoo_model
+
+pytestmark = pytest.mark.zoo
+
+
+@each_model
+def test_the_whole_pipeline_runs_and_accounts_for_every_layer(name: str, tmp_path: Path) -> None:
+    path = zoo_model(name)
+    data = calibration(path, 24)
+    out = tmp_path / "out.onnx"
+    result = compress(path, "prune(flops=0.1),quant,reorder", data=data, output=out)
+    report = result.report
+    assert report.options.scheduled == "fold,prune(flops=0.1),reorder,quant"
+    assert report.succeeded, [entry.verification.error for entry in report.failed_passes]
+    for entry in report.passes:
+        assert entry.decisions
+        reasons = {decision.reason for decision in entry.decisions if decision.action == "skipped"}
+        assert not reasons & {"", "the pass gave no reason"}
+    assert {layer.name for layer in weighted_layers(Model.load(path))} <= {
+        decision.layer for decision in report.passes[0].decisions
+    }
+    onnx.checker.check_model(str(out))
+    original = session.create(path.read_bytes())
+    compressed = session.create(out.read_bytes())
+    feeds = next(data.feeds())
+    shapes = {key: value.shape for key, value in session.run(original, feeds).items()}
+    assert {key: value.shape for key, value in session.run(compressed, feeds).items()} == shapes
+    assert report.result.bytes == out.stat().st_size
+    assert report.result.size_ratio > 1.0
+
+
+def test_the_committed_network_keeps_its_accuracy(tmp_path: Path) -> None:
+    """What the README promises, but for time, which no test can judge on a shared machine."""
+    result = compress(
+        COMMITTED / "fashion_resnet.onnx",
+        "prune,quant,reorder",
+        data=str(COMMITTED / "fashion_calibration.npz"),
+        test_data=str(COMMITTED / "fashion_test.npz"),
+        output=tmp_path / "out.onnx",
+    )
+    metric = result.report.result.metric
+    assert metric is not None
+    assert metric.name == "top1"
+    assert metric.original is not None
+    assert metric.compressed is not None
+    assert metric.original - metric.compressed <= 0.01
+    assert result.report.result.size_ratio >= 4.0
