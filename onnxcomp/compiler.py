@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
+from onnxcomp.errors import UsageError
 from onnxcomp.evaluate import Evaluation, Evaluator, Metric, metric_named
 from onnxcomp.fidelity import Fidelity
 from onnxcomp.hooks import Measure, Timing, Verify
@@ -109,6 +111,7 @@ def compress(
         UsageError, InputError: something given does not make sense or cannot be used; nothing is written.
     """
     start = time.perf_counter()
+    _check_numbers(max_drop, seed)
     asked = _pipeline(pipeline)
     scheduled = asked.scheduled(keep_order)
     target = target or Target.host()
@@ -118,18 +121,15 @@ def compress(
     evaluator = Evaluator(original, samples.evaluation or Dataset.from_feeds([samples.probe]), _metric(metric))
     before = evaluator.evaluate(original)
     recorder, measure = Recorder(original, samples.probe, target), Measure(evaluator, before, max_drop)
-    hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir))]
+    hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir), samples.evaluation)]
     hooks += [recorder, measure, Verify(original, [samples.probe]), Timing()]
     ctx = Context(
         target=target, data=samples.calibration, seed=seed, original=original, progress=progress, timings=table
     )
     work = Model.from_proto(original.proto())
     records = PassManager(scheduled, hooks).run(work, ctx)
-    described = describe_input(original, recorder.original_cost.parameters, recorder.original_cost.flops)
-    if output is not None:
-        work.save(output)  # last: it may replace the original
     report = schema.Report(
-        input=described,
+        input=describe_input(original, recorder.original_cost.parameters, recorder.original_cost.flops),
         options=schema.Options(
             pipeline=str(asked),
             scheduled=str(scheduled),
@@ -150,6 +150,8 @@ def compress(
         result=_result(recorder, work, measure.latest, records, max_drop, output),
         warnings=_warnings(samples, table),
     )
+    if output is not None:
+        work.save(output)  # last: it may replace the original, and an interruption before it leaves no trace
     report.result.seconds = time.perf_counter() - start
     return Result(work, report)
 
@@ -172,6 +174,13 @@ def prepare_samples(model: Model, data: Dataset | str | None, test_data: Dataset
     known = evaluation if evaluation is not None else calibration
     probe = known.sample() if known is not None else made_up.synthetic(model, seed)
     return Samples(calibration, evaluation, held_out, probe)
+
+
+def _check_numbers(max_drop: float | None, seed: int) -> None:
+    if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+        raise UsageError(f"max_drop={max_drop} is no loss; give a number from 0 on")
+    if seed < 0:
+        raise UsageError(f"seed={seed} is not allowed; give a number from 0 on")
 
 
 def _pipeline(pipeline: Pipeline | str | Sequence[Pass]) -> Pipeline:
@@ -268,8 +277,8 @@ def _result(
         ),
         budget_met=None if max_drop is None else not over_budget,
         fidelity=_fidelity(evaluation.fidelity),
-        latency_ratio=timed.ratio,
-        latency_spread=(timed.low, timed.high),
+        latency_ratio=None if timed is None else timed.ratio,
+        latency_spread=None if timed is None else (timed.low, timed.high),
         seconds=0.0,
         peak_memory_bytes=peak_memory(),
     )

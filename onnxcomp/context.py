@@ -82,6 +82,7 @@ class Context:
             yield
         except Rejected as reason:
             state.restore()
+            self.invalidate(model)
             del self.decisions[logged:]
             self.skip(layer, str(reason))
 

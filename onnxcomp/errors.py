@@ -12,6 +12,7 @@ __all__ = [
     "OnnxcompError",
     "OnnxcompWarning",
     "PassError",
+    "SessionError",
     "UsageError",
     "VerificationError",
 ]
@@ -29,6 +30,10 @@ class UsageError(OnnxcompError):
 
 class InputError(OnnxcompError):
     """A model, data file or output location that cannot be used."""
+
+
+class SessionError(InputError):
+    """ONNX Runtime refuses a model, or fails on it. While a pass runs, the pass made that model."""
 
 
 class PassError(OnnxcompError):

@@ -113,6 +113,8 @@ class Evaluation:
 
         Against sqnr it is infinite unless the outputs are equal: a budget needs another metric.
         """
+        if self.metric_original == self.metric_compressed:
+            return 0.0  # both may be infinite
         change = self.metric_original - self.metric_compressed
         return change if self.higher_is_better else -change
 

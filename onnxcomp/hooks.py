@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 
-from onnxcomp.errors import BudgetError, VerificationError
+from onnxcomp.errors import BudgetError, SessionError, VerificationError
 from onnxcomp.evaluate import Evaluation, Evaluator
 from onnxcomp.manager import CheckRecord, Step
 from onnxcomp.model import Model, one_line
@@ -41,7 +42,8 @@ class Timing:
 
 
 class Verify:
-    """After each pass: the model is valid, ONNX Runtime runs it, exact passes changed no output.
+    """After each pass: inputs and outputs are the same, the model is valid, ONNX Runtime runs it, and what an exact
+    pass computes is what was computed before.
 
     Args:
         original: the model that the compilation started from; what it fails itself is not held against a pass.
@@ -50,6 +52,7 @@ class Verify:
 
     def __init__(self, original: Model, probes: Sequence[Feeds]) -> None:
         self._probes = probes
+        self._interface = _interface(original)
         self._outputs = _run(original, probes)
         self._invalid = _checker_says(original.proto())
 
@@ -65,6 +68,7 @@ class Verify:
         if not step.changed:
             step.record.checks.append(CheckRecord("unchanged", "passed"))
             return
+        self._check(step, "interface", lambda: self._same_interface(step))
         self._check(step, "checker", lambda: self._valid(step))
         outputs = self._check(step, "runs", lambda: (None, self._runs(step)))
         if step.passed.exact:
@@ -80,6 +84,14 @@ class Verify:
             raise VerificationError(f"{step.passed.name}: {one_line(error)}") from error
         step.record.checks.append(CheckRecord(name, "passed", figure))
         return value
+
+    def _same_interface(self, step: Step) -> tuple[None, None]:
+        for kind, reference, candidate in zip(
+            ("inputs", "outputs"), self._interface, _interface(step.model), strict=True
+        ):
+            if reference != candidate:
+                raise VerificationError(f"{step.passed.name} changed the {kind} from {reference} to {candidate}")
+        return None, None
 
     def _valid(self, step: Step) -> tuple[None, None]:
         if self._invalid is None and (error := _checker_says(step.model.proto())):
@@ -108,7 +120,7 @@ class Measure:
 
     def __init__(self, evaluator: Evaluator, before: Evaluation, max_drop: float | None = None) -> None:
         self._evaluator = evaluator
-        self._max_drop = math.inf if max_drop is None else max_drop
+        self._max_drop = max_drop
         self.latest = before
 
     @contextmanager
@@ -116,30 +128,39 @@ class Measure:
         """Evaluate the model.
 
         Raises:
-            VerificationError: the outputs hold more error than signal.
+            VerificationError: it does not run on every sample, or the outputs hold more error than signal.
             BudgetError: the metric has dropped by more than is allowed.
         """
-        yield
-        if not step.changed:
+        try:
+            yield
+            if step.changed:
+                evaluation = self._evaluate(step)
+                self._judge(step, evaluation)
+                self.latest = evaluation
+        finally:  # of the model that stands: after a failure, the one before the pass
             step.record.fidelity, step.record.metric = self.latest.fidelity, self.latest.metric_compressed
-            return
-        evaluation = self._evaluator.evaluate(step.model)
-        step.record.fidelity = evaluation.fidelity
-        step.record.metric = evaluation.metric_compressed
+
+    def _evaluate(self, step: Step) -> Evaluation:
+        try:
+            return self._evaluator.evaluate(step.model)
+        except (SessionError, VerificationError) as error:  # the original ran on every sample
+            step.record.checks.append(CheckRecord("evaluated", "failed", message=one_line(error)))
+            raise VerificationError(f"{step.passed.name}: on the evaluation samples, {one_line(error)}") from error
+
+    def _judge(self, step: Step, evaluation: Evaluation) -> None:
         sqnr = evaluation.fidelity.sqnr_db
-        if sqnr < _LEAST_SQNR_DB:
+        if not sqnr >= _LEAST_SQNR_DB:
             message = f"its outputs hold more error than signal (SQNR {sqnr:.1f} dB)"
             step.record.checks.append(CheckRecord("signal", "failed", sqnr, message))
             raise VerificationError(f"{step.passed.name}: {message}; ask it for less")
         step.record.checks.append(CheckRecord("signal", "passed", sqnr))
         if math.isnan(evaluation.metric_compressed):
             raise VerificationError(f"after {step.passed.name} the metric {evaluation.metric} is not a number")
-        if not evaluation.drop <= self._max_drop + 1e-12:
+        if self._max_drop is not None and not evaluation.drop <= self._max_drop + 1e-12:
             raise BudgetError(
                 f"after {step.passed.name} the metric {evaluation.metric} has dropped by {evaluation.drop:.4g}, more "
                 f"than the {self._max_drop:g} allowed; ask it for less or allow more"
             )
-        self.latest = evaluation
 
 
 def _equal(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
@@ -160,6 +181,12 @@ def _run(model: Model, probes: Sequence[Feeds]) -> list[dict[str, Any]]:
     return [runtime.run(session, feeds) for feeds in probes]
 
 
+def _interface(model: Model) -> tuple[list[str], list[str]]:
+    """Names of the inputs, with the dimensions that callers may rely on, and of the outputs, in order."""
+    inputs = [f"{value.name}{value.shape or ''}" for value in model.graph.inputs if not isinstance(value, gs.Constant)]
+    return inputs, [value.name for value in model.graph.outputs]
+
+
 def _checker_says(proto: onnx.ModelProto) -> str | None:
     try:
         onnx.checker.check_model(proto)
@@ -171,6 +198,10 @@ def _checker_says(proto: onnx.ModelProto) -> str | None:
 def _same_kind(step: str, name: str, reference: Any, candidate: Any) -> None:
     """Same kind of value, same shape, and finite where the reference is."""
     if not isinstance(reference, np.ndarray):
+        if type(candidate) is not type(reference):
+            raise VerificationError(
+                f"{step} changed output {name!r} from a {type(reference).__name__} to another value"
+            )
         return
     if not isinstance(candidate, np.ndarray) or candidate.shape != reference.shape:
         found = f"shape {candidate.shape}" if isinstance(candidate, np.ndarray) else "nothing"
@@ -182,12 +213,19 @@ def _same_kind(step: str, name: str, reference: Any, candidate: Any) -> None:
 
 
 def _relative_error(reference: Any, candidate: Any) -> float:
-    if not isinstance(reference, np.ndarray) or reference.dtype.kind not in "fiub" or not reference.size:
-        return 0.0
+    """The largest difference over the reference's largest value; infinite where values that have no distance differ."""
+    if isinstance(reference, list):
+        if not isinstance(candidate, list) or len(candidate) != len(reference):
+            return math.inf
+        return max(map(_relative_error, reference, candidate), default=0.0)
+    if not isinstance(reference, np.ndarray):
+        return 0.0 if reference == candidate else math.inf
+    if reference.shape != np.shape(candidate):
+        return math.inf
+    if reference.dtype.kind not in "fiub":
+        return 0.0 if np.array_equal(reference, candidate) else math.inf
     r, c = reference.astype(np.float64), candidate.astype(np.float64)
     finite = np.isfinite(r)
-    if not finite.any():
-        return 0.0
-    scale = float(np.abs(r[finite]).max())
-    error = float(np.abs(r[finite] - c[finite]).max())
+    scale = float(np.abs(r[finite]).max(initial=0.0))
+    error = float(np.abs(r[finite] - c[finite]).max(initial=0.0))
     return error / scale if scale else (0.0 if error == 0 else math.inf)

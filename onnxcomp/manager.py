@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from onnxcomp.context import Context, Decision
-from onnxcomp.errors import BudgetError, InputError, UsageError
+from onnxcomp.errors import BudgetError, InputError, SessionError, UsageError
 from onnxcomp.fidelity import Fidelity
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.state import GraphState
@@ -20,7 +20,7 @@ from onnxcomp.model import Model, one_line
 from onnxcomp.passbase import Pass
 from onnxcomp.pipeline import Pipeline
 
-__all__ = ["CheckRecord", "Hook", "PassManager", "PassRecord", "Step"]
+__all__ = ["CheckRecord", "Hook", "PassManager", "PassRecord", "Step", "passes_fault"]
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ class PassManager:
                     stack.enter_context(hook.around(step))
                 passed.run(model, ctx)
                 record.status = "applied" if step.changed else "unchanged"
-        except (InputError, UsageError):
+        except BaseException as error:  # a pass, built in or plugged in, may fail in any way
             step.before.restore()
-            raise
-        except Exception as error:  # a pass, built in or plugged in, may fail in any way
-            step.before.restore()
+            ctx.invalidate(model)
+            if not passes_fault(error):
+                raise
             _roll_back(record, error)
         if record.status == "applied":
             ctx.invalidate(model)
@@ -144,7 +144,14 @@ class PassManager:
         return record
 
 
-def _roll_back(record: PassRecord, error: Exception) -> None:
+def passes_fault(error: BaseException) -> bool:
+    """Whether what a pass raised is a failure of the pass, and not of what the user gave, or an interruption."""
+    if isinstance(error, SessionError):  # the original model ran before the first pass
+        return True
+    return isinstance(error, Exception) and not isinstance(error, InputError | UsageError)
+
+
+def _roll_back(record: PassRecord, error: BaseException) -> None:
     record.status, record.error, record.cause = "rolled back", one_line(error), type(error)
     # What the pass logged did not come to stay.
     record.decisions[:] = [Decision(d.layer, "skipped", f"undone: {record.error}") for d in record.decisions]

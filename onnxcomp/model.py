@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnxcomp import codec
 from onnxcomp.errors import InputError
 from onnxcomp.graph.state import GraphState
+from onnxcomp.origins import proto_graphs
 
 __all__ = ["Model"]
 
@@ -35,8 +38,8 @@ class Model:
     """
 
     def __init__(self, graph: gs.Graph, header: onnx.ModelProto, path: Path | None = None) -> None:
-        self.graph = graph
         self.path = path
+        self._graph = graph
         self._header = header
 
     @classmethod
@@ -47,29 +50,21 @@ class Model:
             InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
         """
         path = Path(path)
-        try:
-            proto = onnx.load_model(path, load_external_data=True)
-        except FileNotFoundError as error:
-            if Path(str(error.filename)) == path or not path.exists():
-                raise InputError(f"{path}: no such file; give the path of an .onnx model") from None
-            raise InputError(f"{path}: its external data {error.filename} is missing") from None
-        except IsADirectoryError:
-            raise InputError(f"{path}: is a folder; give the path of an .onnx model") from None
-        except PermissionError:
-            raise InputError(f"{path}: may not be read; check its permissions") from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
-        except DecodeError:
-            raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
-        except (onnx.checker.ValidationError, ValueError) as error:
-            raise InputError(f"{path}: its external data cannot be used: {one_line(error)}") from None
+        proto = _read(path)
+        _read_external_data(proto, path)
         if not proto.graph.node and not proto.graph.output:
             raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
         return cls._adopt(proto, path)
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
-        """A model of a copy of ``proto``, whose weights must be in it."""
+        """A model of a copy of ``proto``.
+
+        Raises:
+            InputError: its weights are in other files, or it is no graph that can be read.
+        """
+        if any(_external_tensors(proto)):
+            raise InputError("the model's weights are in other files; read it with Model.load(path)")
         copied = onnx.ModelProto()
         copied.CopyFrom(proto)
         return cls._adopt(copied, None)
@@ -84,7 +79,7 @@ class Model:
 
     def proto(self) -> onnx.ModelProto:
         """The model as it stands now, as a new protobuf message with its weights in it."""
-        return codec.export_model(self.graph, self._header)
+        return codec.export_model(self._graph, self._header)
 
     def serialize(self) -> bytes:
         """The bytes of the file that ``save`` writes.
@@ -92,15 +87,16 @@ class Model:
         Raises:
             InputError: the model is over the 2 GB that one protobuf message can hold.
         """
-        proto = self.proto()
         try:
-            data: bytes = proto.SerializeToString(deterministic=True)
-            return data
+            data: bytes = self.proto().SerializeToString(deterministic=True)
         except (EncodeError, ValueError):
+            data = b""
+        if not 0 < len(data) <= _PROTOBUF_LIMIT:
             raise InputError(
                 f"{self.path or 'the model'}: is over the 2 GB that one ONNX file can hold; "
                 "models this large are not supported yet"
-            ) from None
+            )
+        return data
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the model to ``path`` whole or not at all; returns its size in bytes.
@@ -114,17 +110,58 @@ class Model:
 
     def checkpoint(self) -> GraphState:
         """The state of the graph; its ``restore()`` undoes every edit made since, in place."""
-        return GraphState(self.graph)
+        return GraphState(self._graph)
+
+    @property
+    def graph(self) -> gs.Graph:
+        """The graph to edit, in place: it is the same object for the model's whole life."""
+        return self._graph
 
     @property
     def opset(self) -> int:
         """The version of the standard operator set."""
-        return int(self.graph.opset)
+        return int(self._graph.opset)
 
     @property
     def metadata(self) -> dict[str, str]:
         """The model's metadata properties."""
         return {entry.key: entry.value for entry in self._header.metadata_props}
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the path of an .onnx model") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; give the path of an .onnx model") from None
+    except PermissionError:
+        raise InputError(f"{path}: may not be read; check its permissions") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
+    except DecodeError:
+        raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
+
+
+def _read_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    """Read weights that are in other files of the model's folder; paths that leave it are refused."""
+    for tensor in _external_tensors(proto):
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            onnx.numpy_helper.to_array(tensor)  # refuses too few or too many bytes
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise InputError(f"{path}: external data of {tensor.name!r} cannot be used: {one_line(error)}") from None
+        tensor.ClearField("data_location")
+        tensor.ClearField("external_data")
+
+
+def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    for root in (proto.graph, *proto.functions):
+        for graph in proto_graphs(root):
+            tensors = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+            if isinstance(graph, onnx.GraphProto):
+                tensors += graph.initializer
+            yield from (tensor for tensor in tensors if uses_external_data(tensor))
 
 
 def one_line(error: BaseException) -> str:

@@ -21,13 +21,18 @@ __all__ = ["Pipeline", "recipe_names"]
 
 
 class Pipeline:
-    """Passes in an order.
+    """Passes in an order, at least one.
 
     ``Pipeline.parse(str(pipeline)) == pipeline`` holds for every pipeline.
+
+    Raises:
+        UsageError: there are none.
     """
 
     def __init__(self, passes: Iterable[Pass]) -> None:
         self.passes = tuple(passes)
+        if not self.passes:
+            raise UsageError(f"the pipeline is empty; name passes, separated by commas: {', '.join(pass_names())}")
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
@@ -109,8 +114,6 @@ def _calls(text: str) -> list[ast.expr]:
             f"the pipeline {text!r} cannot be read; write it like prune(flops=0.3),quant, "
             f"or name a recipe: {', '.join(recipe_names())}"
         )
-    if not tree.elts:
-        raise UsageError(f"the pipeline is empty; name passes, separated by commas: {', '.join(pass_names())}")
     return tree.elts
 
 
@@ -167,5 +170,8 @@ def _parse_recipe(text: str, where: str) -> list[Pass]:
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise UsageError(f"{where}: a [[pass]] table has no name")
-        passes.append(pass_class(name).with_options(options))
+        try:
+            passes.append(pass_class(name).with_options(options))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
     return passes

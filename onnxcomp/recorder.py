@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from onnxcomp.errors import InputError
+from onnxcomp.errors import SessionError
 from onnxcomp.graph.cost import cost
 from onnxcomp.manager import Step
 from onnxcomp.model import Model
@@ -53,14 +53,15 @@ class Recorder:
         data = step.model.serialize()
         self.cost = cost(step.model, shapes.observed(step.model, self._feeds))
         self.size = len(data)
-        try:
-            self._ratio = self._compare(data, _SECONDS_A_PASS).ratio
-        except InputError:
-            self._ratio = None
+        timed = self._compare(data, _SECONDS_A_PASS)
+        self._ratio = None if timed is None else timed.ratio
 
-    def final(self, model: Model) -> LatencyComparison:
-        """The original's time over the model's, measured longer."""
+    def final(self, model: Model) -> LatencyComparison | None:
+        """The original's time over the model's, measured longer; None when one does not run as it is deployed."""
         return self._compare(model.serialize(), _SECONDS_AT_END)
 
-    def _compare(self, data: bytes, seconds: float) -> LatencyComparison:
-        return latency.compare(self._original, data, self._feeds, threads=self._threads, seconds=seconds)
+    def _compare(self, data: bytes, seconds: float) -> LatencyComparison | None:
+        try:
+            return latency.compare(self._original, data, self._feeds, threads=self._threads, seconds=seconds)
+        except SessionError:
+            return None

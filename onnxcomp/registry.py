@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 
 from onnxcomp.errors import UsageError
-from onnxcomp.passbase import Pass, suggest
+from onnxcomp.model import one_line
+from onnxcomp.passbase import Pass, Stage, suggest
 
 __all__ = ["ENTRY_POINT_GROUP", "pass_class", "pass_names"]
 
@@ -60,9 +62,12 @@ def _load_plug_in(name: str, entry: EntryPoint) -> type[Pass]:
     try:
         loaded = entry.load()
     except Exception as error:  # a plug-in may fail in any way while it is imported
-        raise UsageError(f"pass {name!r} of {_package(entry)} does not load: {error}") from error
+        raise UsageError(f"pass {name!r} of {_package(entry)} does not load: {one_line(error)}") from error
+    where = f"{entry.value} of {_package(entry)}"
     if not (isinstance(loaded, type) and issubclass(loaded, Pass)) or getattr(loaded, "name", None) != name:
-        raise UsageError(f"{entry.value} of {_package(entry)} is not an onnxcomp.Pass named {name!r}")
+        raise UsageError(f"{where} is not an onnxcomp.Pass named {name!r}; correct its entry point or its name")
+    if isabstract(loaded) or not isinstance(getattr(loaded, "stage", None), Stage):
+        raise UsageError(f"{where} is not a whole pass: it needs a stage and a method run")
     return loaded
 
 

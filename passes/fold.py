@@ -16,6 +16,7 @@ from onnxcomp.graph.inferred import infer_types
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.noops import remove_noops
 from onnxcomp.model import Model
+from onnxcomp.origins import drop_unused
 from onnxcomp.passbase import Pass, Stage
 from onnxcomp.runtime.target import Target
 
@@ -48,7 +49,7 @@ class Fold(Pass):
        ``Reshape`` to the same static shape go; consecutive Transposes and Reshapes become one. Names of graph
        outputs survive.
     6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
-    7. Nodes that no output depends on go; graph inputs stay.
+    7. Nodes that no output depends on go, and initializers that nothing reads; graph inputs stay.
     """
 
     name: ClassVar[str] = "fold"
@@ -60,6 +61,7 @@ class Fold(Pass):
         lifted: set[int] = set()
         computed: set[int] = set()
         absorbed: list[Absorbed] = []
+        drop_unused(graph)
         for _ in ctx.progress(range(_ROUNDS), "folding"):
             new = lift_constants(graph)
             lifted.update(map(id, new))

@@ -182,10 +182,12 @@ def test_bad_usage_is_explained(command: Command, arguments: tuple[str, ...], me
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"pipeline": 3}'])
-def test_a_folder_that_is_no_reproducer_is_not_replayed(command: Command, text: str) -> None:
+def test_a_damaged_reproducer_is_not_replayed(command: Command, text: str) -> None:
     Path("folder").mkdir()
     Path("folder/reproducer.json").write_text(text)
-    assert command.fails("--replay", "folder").startswith("folder: is not a reproducer: ")
+    message = command.fails("--replay", "folder")
+    assert message.startswith("folder/reproducer.json: ")
+    assert "is damaged" in message
 
 
 def test_a_pass_that_needs_data_says_so_and_keeps_what_came_before(command: Command) -> None:

@@ -515,3 +515,10 @@ def test_real_models_compute_the_same(name: str) -> None:
     same_outputs(before, model, inputs, tolerance=1e-4)
     assert len(model.serialize()) <= len(before)
     assert decisions
+
+
+def test_initializers_that_nothing_reads_go() -> None:
+    model = build("g (float[N, 2] x) => (float[N, 2] y) { y = Relu(x) }", {"idle": np.ones((9, 9), np.float32)})
+    assert [tensor.name for tensor in model.proto().graph.initializer] == ["idle"]
+    fold(model)
+    assert not model.proto().graph.initializer

@@ -30,7 +30,7 @@ def value_of(tensor: gs.Tensor) -> Array | None:
             return values
         if isinstance(values.tensor, onnx.TensorProto):
             return np.asarray(onnx.numpy_helper.to_array(values.tensor))
-        return np.asarray(values.load())
+        return _dense(values.tensor)
     node = _constant_node(tensor)
     return None if node is None else _attribute_value(node)
 
@@ -63,6 +63,18 @@ def replace_input(node: gs.Node, index: int, value: Array) -> None:
     else:
         name = f"{tensor.name}/{node.name or node.outputs[0].name}/{index}"
         node.inputs[index] = gs.Constant(name, np.ascontiguousarray(value))
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> Array:
+    """A sparse tensor's value (graphsurgeon's is float64 whatever the type)."""
+    stored = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), stored.dtype)
+    if indices.ndim == 1:  # positions in the flattened array
+        array.reshape(-1)[indices] = stored
+    else:
+        array[tuple(indices.T)] = stored
+    return array
 
 
 def _constant_node(tensor: gs.Tensor) -> gs.Node | None:

@@ -23,19 +23,26 @@ class GraphState:
     """
 
     def __init__(self, graph: gs.Graph) -> None:
-        self._graph = graph
         self._objects: list[tuple[Any, type, dict[str, Any]]] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
         self._dicts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._opsets: list[tuple[Any, list[tuple[str, int]]]] = []
         for item in _members(graph, set()):
             fields = dict(vars(item))
             self._objects.append((item, type(item), fields))
             for value in fields.values():
-                if isinstance(value, list):
-                    self._lists.append((value, list(value)))
-                elif isinstance(value, dict):
-                    self._dicts.append((value, dict(value)))
-        self._opsets = [(entry.domain, entry.version) for entry in graph.import_domains or ()]
+                self._keep(value)
+            if isinstance(item, gs.Graph) and item.import_domains is not None:
+                self._opsets.append((item.import_domains, _versions(item.import_domains)))
+
+    def _keep(self, value: Any) -> None:
+        """Lists and dicts by content, as they may be edited in place."""
+        if isinstance(value, list):
+            self._lists.append((value, list(value)))
+        elif isinstance(value, dict):
+            self._dicts.append((value, dict(value)))
+            for inner in value.values():
+                self._keep(inner)
 
     def restore(self) -> None:
         """Put every node, tensor and list back as it was."""
@@ -51,9 +58,9 @@ class GraphState:
         for attributes, saved in self._dicts:
             attributes.clear()
             attributes.update(saved)
-        if self._graph.import_domains is not None:
-            del self._graph.import_domains[:]
-            self._graph.import_domains.extend(onnx.helper.make_opsetid(*opset) for opset in self._opsets)
+        for domains, opsets in self._opsets:
+            del domains[:]
+            domains.extend(onnx.helper.make_opsetid(*opset) for opset in opsets)
 
     def changed(self) -> bool:
         """Whether the graph has been edited since. Weights count by identity, names and numbers by value."""
@@ -65,6 +72,8 @@ class GraphState:
         for live, content in self._lists:
             if len(live) != len(content) or not all(map(_same, live, content)):
                 return True
+        if any(_versions(domains) != opsets for domains, opsets in self._opsets):
+            return True
         return any(
             live.keys() != saved.keys() or not all(_same(live[key], saved[key]) for key in saved)
             for live, saved in self._dicts
@@ -79,8 +88,12 @@ def _same(live: Any, saved: Any) -> bool:
     return isinstance(saved, str | int | float | bytes) and type(live) is type(saved) and live == saved
 
 
+def _versions(domains: Any) -> list[tuple[str, int]]:
+    return [(entry.domain, entry.version) for entry in domains]
+
+
 def _members(graph: gs.Graph, seen: set[int]) -> Iterator[Any]:
-    """The graph, its nodes, their tensors, and the same of every nested graph, each once."""
+    """The graph, its nodes, their tensors, and the same of every nested graph and function, each once."""
     if id(graph) in seen:
         return
     seen.add(id(graph))
@@ -92,6 +105,10 @@ def _members(graph: gs.Graph, seen: set[int]) -> Iterator[Any]:
         for attribute in node.attrs.values():
             if isinstance(attribute, gs.Graph):
                 yield from _members(attribute, seen)
+            elif isinstance(attribute, gs.Tensor):
+                tensors.append(attribute)
+    for function in graph.functions:
+        yield from _members(function, seen)
     for tensor in tensors:
         if id(tensor) not in seen:
             seen.add(id(tensor))

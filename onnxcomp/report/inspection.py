@@ -249,12 +249,14 @@ def _prospects(model: Model, feeds: Feeds, target: Target, progress: Progress) -
     prepared: dict[str, tuple[Model, dict[str, tuple[int, ...]]]] = {}
     for cls in progress(sorted(map(pass_class, pass_names()), key=lambda cls: cls.stage), "looking with"):
         try:
-            required = Pipeline(p for p in Pipeline([cls()]).scheduled().passes if not isinstance(p, cls))
-            if str(required) not in prepared:
+            required = [p for p in Pipeline([cls()]).scheduled().passes if not isinstance(p, cls)]
+            key = ",".join(map(str, required))
+            if key not in prepared:
                 work = Model.from_proto(model.proto())
-                PassManager(required).run(work, Context(target=target))
-                prepared[str(required)] = work, observed(work, feeds)
-            text = cls().prospect(*prepared[str(required)], target)
+                if required:
+                    PassManager(Pipeline(required)).run(work, Context(target=target))
+                prepared[key] = work, observed(work, feeds)
+            text = cls().prospect(*prepared[key], target)
         except Exception as error:  # a pass, built in or plugged in, may fail in any way
             text = f"cannot tell: {one_line(error)}"
         yield Prospect(name=cls.name, prospect=text or "see its manual page")

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
-from onnxcomp.errors import InputError
+from onnxcomp.errors import InputError, SessionError
 from onnxcomp.model import Model, one_line
 
 __all__ = ["Feeds", "all_cores", "create", "reason", "run", "with_outputs"]
@@ -47,7 +47,7 @@ def create(
         config: further session configuration entries of ONNX Runtime.
 
     Raises:
-        InputError: ONNX Runtime refuses the model; the message holds its reason.
+        SessionError: ONNX Runtime refuses the model; the message holds its reason.
     """
     options = _options(threads, optimize, config or {})
     path = model.path if isinstance(model, Model) else None
@@ -57,7 +57,7 @@ def create(
         raise
     except Exception as error:  # the binding raises a dozen classes that share no base
         remedy = f"; export {path.name} again" if path else ""
-        raise InputError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}{remedy}") from None
+        raise SessionError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}{remedy}") from None
 
 
 def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None
         names: outputs to return; all by default.
 
     Raises:
-        InputError: ONNX Runtime refuses the feeds or fails on them.
+        SessionError: ONNX Runtime refuses the feeds or fails on them.
     """
     wanted = [output.name for output in session.get_outputs()] if names is None else list(names)
     options = ort.RunOptions()
@@ -77,7 +77,7 @@ def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None
     try:
         values = session.run(wanted, dict(feeds), options)
     except Exception as error:  # as above
-        raise InputError(f"ONNX Runtime cannot run the model: {reason(error)}") from None
+        raise SessionError(f"ONNX Runtime cannot run the model: {reason(error)}") from None
     return dict(zip(wanted, values, strict=True))
 
 
