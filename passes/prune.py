@@ -210,6 +210,8 @@ class _Pruning:
     def _reason(self, layer: WeightedLayer, groups: Sequence[Group]) -> str:
         if layer.nested:
             return "it is inside a control flow body"
+        if layer.shared or layer.quantized:
+            return f"its weight is {'shared' if layer.shared else 'quantized'}"
         if not groups:
             return f"no rule prunes the weight of {layer.op}"
         if any(id(group) not in self.reasons for group in groups):
