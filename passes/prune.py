@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -12,8 +13,11 @@ from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
+from onnxcomp.errors import OnnxcompWarning
 from onnxcomp.graph.affine import input_columns, output_rows
-from onnxcomp.graph.budget import GroupCost, macs
+from onnxcomp.graph.budget import GroupCost
+from onnxcomp.graph.constants import value_of
+from onnxcomp.graph.cost import cost
 from onnxcomp.graph.groups import Group, dependency_groups, select
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.linalg.allocate import allocate
@@ -33,7 +37,7 @@ Array = np.ndarray[Any, Any]
 DEFAULT_FLOPS = 0.25
 LEAST_SHARE = 0.25  # of a group's channels that are kept whatever they cost
 MAX_INPUTS = 4608  # of a layer: its covariance is a matrix of that size
-MAX_STAGES = 12  # of the reconstruction, each of which runs the data once
+MAX_STAGES = 8  # of the reconstruction, each of which runs the data once; more were not seen to help
 MACS = 4e10  # that the calibration samples may take to run once
 PROBE_MACS = 1e10
 
@@ -84,15 +88,16 @@ class Prune(Pass):
             InputError: the model does not run on the calibration data.
         """
         feeds = ctx.data.sample() if ctx.data is not None else synthetic(model, ctx.seed)
-        shapes = observed(model, feeds)
-        work = _Pruning.of(model, shapes, self.align or ctx.target.channel_multiple)
+        work = _Pruning.of(model, observed(model, feeds), self.align or ctx.target.channel_multiple)
         removals = work.removals(ctx)
-        unit: Literal["flops", "parameters"] = "flops" if self.sparsity is None else "parameters"
-        share = self.sparsity or self.flops or DEFAULT_FLOPS
-        cost = GroupCost(model, shapes, work.groups, work.counts, unit)
-        limit = (1.0 - share) * cost.total([0] * len(work.groups))
+        bill = GroupCost(model, work.shapes, work.groups, work.counts, self._unit)
+        whole = bill.total([0] * len(work.groups))
+        limit = (1.0 - self._share) * whole
         losses = [removal.losses[counts] for removal, counts in zip(removals, work.counts, strict=True)]
-        steps = allocate(losses, cost, limit)
+        steps = allocate(losses, bill, limit)
+        removed = 1.0 - bill.total(steps) / whole if whole else 0.0
+        if work.before and removed < self._share - 1e-9:
+            self._warn(removed)
         gone = [
             np.sort(removal.order[: counts[step]])
             for removal, counts, step in zip(removals, work.counts, steps, strict=True)
@@ -109,6 +114,22 @@ class Prune(Pass):
         where = f"{len(work.groups)} of {len(work.every)} groups that belong together"
         return f"at most {most} of {channels} channels could go, in {where}{because(work.reasons.values())}"
 
+    @property
+    def _unit(self) -> Literal["flops", "parameters"]:
+        return "flops" if self.sparsity is None else "parameters"
+
+    @property
+    def _share(self) -> float:
+        return self.sparsity or self.flops or DEFAULT_FLOPS
+
+    def _warn(self, removed: float) -> None:
+        unit = "multiply-accumulates" if self._unit == "flops" else "parameters"
+        message = (
+            f"prune removed {removed:.1%} of the {unit}, not the {self._share:.1%} asked for: "
+            "no more channels may go (the report says why for each layer)"
+        )
+        warnings.warn(message, OnnxcompWarning, stacklevel=3)
+
 
 @dataclass
 class _Pruning:
@@ -119,7 +140,7 @@ class _Pruning:
         groups: those that may lose channels.
         counts: for each of ``groups``, how many units are gone after 0, 1, 2, … steps.
         reasons: why the others may not, by ``id`` of the group.
-        before: shapes of all weights as they were.
+        before: all layers, with the shapes of their weights as they were.
     """
 
     model: Model
@@ -128,7 +149,7 @@ class _Pruning:
     groups: list[Group]
     counts: list[list[int]]
     reasons: dict[int, str]
-    before: dict[str, tuple[int, ...]]
+    before: list[tuple[WeightedLayer, tuple[int, ...]]]
 
     @classmethod
     def of(cls, model: Model, shapes: dict[str, tuple[int, ...]], align: int) -> _Pruning:
@@ -146,7 +167,7 @@ class _Pruning:
                 counts.append(steps)
             else:
                 reasons[id(group)] = reason
-        before = {layer.name: layer.shape for layer in weighted_layers(model)}
+        before = [(layer, layer.shape) for layer in weighted_layers(model)]
         return cls(model, shapes, every, groups, counts, reasons, before)
 
     def removals(self, ctx: Context) -> list[Removal]:
@@ -156,11 +177,15 @@ class _Pruning:
             return norm_removals(self.groups, most)
         samples, held_out = self.samples(ctx.data, MACS).split(0.75)
         probe = self.samples(held_out, PROBE_MACS, 64)
-        return measured_removals(self.model, self.groups, most, samples, probe, ctx.progress)
+        removals = measured_removals(self.model, self.groups, most, samples, probe, ctx.progress)
+        for group, removal in zip(self.groups, removals, strict=True):
+            if not removal.measurable:
+                self.reasons[id(group)] = "NaN or infinite values reach its readers on the calibration data"
+        return removals
 
     def samples(self, data: Dataset, most_macs: float, most: int = 4096) -> Dataset:
         """As many as can be run for so many multiply-accumulates, 16 at least."""
-        each = sum(macs(layer, self.shapes) for layer in weighted_layers(self.model)) / data.least
+        each = cost(self.model, self.shapes).flops / 2 / data.least
         return data.take(max(16, min(most, int(most_macs / max(1.0, each)))))
 
     def remove(self, gone: Sequence[Array], ctx: Context) -> dict[str, float]:
@@ -182,31 +207,38 @@ class _Pruning:
         for group in self.every:
             for slot in group.slots:
                 groups_of.setdefault(id(slot.node), []).append(group)
-        for layer in weighted_layers(self.model):
-            old, new = self.before.get(layer.name, layer.shape), layer.shape
-            error = f"relative output error {errors[layer.name]:.2g}" if layer.name in errors else ""
-            if old != new:
-                fitted = error or ("nothing makes up for it without calibration data" if ctx.data is None else "")
-                ctx.act(layer, "pruned", "; ".join(filter(None, [_change(layer, old, new), fitted])))
-            elif error:
-                ctx.act(layer, "adjusted", f"to inputs that were pruned before it; {error}")
+        for layer, old in self.before:
+            fitted = _fitted(errors[layer.name]) if layer.name in errors else ""
+            if old != layer.shape:
+                fitted = fitted or ("nothing makes up for it without calibration data" if ctx.data is None else "")
+                ctx.act(layer, "pruned", "; ".join(filter(None, [_change(layer, old, layer.shape), fitted])))
+            elif fitted:
+                ctx.act(layer, "adjusted", f"to inputs that were pruned before it; {fitted}")
             else:
                 ctx.skip(layer, self._reason(layer, groups_of.get(id(layer.node), [])))
 
     def _reason(self, layer: WeightedLayer, groups: Sequence[Group]) -> str:
         if layer.nested:
             return "it is inside a control flow body"
-        if any(group is free for group in groups for free in self.groups):
-            return "its channels are worth more than they cost"
+        if layer.shared or layer.quantized:
+            return f"its weight is {'shared' if layer.shared else 'quantized'}"
         if not groups:
             return f"no rule prunes the weight of {layer.op}"
+        if any(id(group) not in self.reasons for group in groups):
+            return "its channels are worth more than they cost"
         return self.reasons[id(groups[0])]
+
+
+def _fitted(error: float) -> str:
+    if math.isnan(error):
+        return "not fitted, for NaN or infinite values reach it on the calibration data"
+    return f"relative output error {error:.2g}"
 
 
 def _counts(group: Group, align: int) -> list[int]:
     """How many units are gone after 0, 1, 2, … steps, so that channels are multiples of ``align`` from 1 on."""
     producers = [slot.positions.shape[1] for slot in group.slots if slot.role == "out"]
-    step = align // math.gcd(align, max(producers, default=1))
+    step = align // math.gcd(align, *(producers or [1]))
     least = max(step, -(-math.ceil(LEAST_SHARE * group.size) // step) * step)
     highest = (group.size - 1) // step * step
     return [0, *(group.size - left for left in range(highest, least - 1, -step))]
@@ -220,10 +252,13 @@ def _unfit(group: Group) -> str | None:
     for layer in layers:
         if (size := layout_of(layer).size) > MAX_INPUTS:
             return f"{layer.name} reads {size} inputs, more than the {MAX_INPUTS} that can be fitted"
+    for slot in group.slots:
+        if not np.isfinite(np.asarray(value_of(slot.tensor), dtype=np.float64)).all():
+            return f"{slot.tensor.name} holds NaN or infinite values"
     return None
 
 
-def _kept(model: Model, groups: Sequence[Group], gone: Sequence[Array]) -> dict[str, Kept]:
+def _kept(model: Model, groups: Sequence[Group], gone: Sequence[Array]) -> list[Kept]:
     """What is left of every layer that is to be fitted: those behind a removed channel."""
     lost_inputs: dict[str, Array] = {}
     lost_outputs: dict[str, Array] = {}
@@ -237,13 +272,13 @@ def _kept(model: Model, groups: Sequence[Group], gone: Sequence[Array]) -> dict[
                 lost_inputs[layer.name] = np.union1d(lost_inputs.get(layer.name, columns), columns)
             elif slot.role == "out":
                 lost_outputs[layer.name] = np.union1d(lost_outputs.get(layer.name, positions), positions)
-    kept: dict[str, Kept] = {}
+    kept: list[Kept] = []
     for layer in _behind(model, set(lost_inputs)):
         mask = np.ones(layer.shape[layer.out_axis], dtype=bool)
         mask[lost_outputs.get(layer.name, np.zeros(0, dtype=np.int64))] = False
         inputs = np.arange(layout_of(layer).size)
         columns = np.setdiff1d(inputs, lost_inputs.get(layer.name, inputs[:0]))
-        kept[layer.name] = Kept(columns, output_rows(layer, mask))
+        kept.append(Kept(layer, columns, output_rows(layer, mask)))
     return kept
 
 

@@ -332,6 +332,26 @@ def test_channels_read_from_a_shape_are_pinned_but_not_the_other_axes() -> None:
     assert "number of channels is read from the shape" in (build(1).pinned or "")
 
 
+@pytest.mark.parametrize(("start", "end", "free"), [(0, 1, True), (2, 4, True), (0, 2, False), (1, -1, False)])
+def test_a_stretch_of_a_shape_is_seen_through_casts(start: int, end: int, free: bool) -> None:
+    net = Net()
+    x = net.conv("x", 4)
+    sizes = net.node("Cast", net.node("Shape", x), to=int(onnx.TensorProto.INT32))
+    bounds = [net.constant([value], np.int64) for value in (start, end, 0, 1)]
+    net.node("Slice", sizes, *bounds)
+    y = net.conv(x, 2)
+    group = groups_of(net.model(y), net.feeds(samples=1))[0]
+    assert (group.pinned is None) == free
+
+
+def test_a_shape_that_is_an_output_pins_the_channels() -> None:
+    net = Net()
+    x = net.conv("x", 4)
+    shape = net.node("Cast", net.node("Shape", x), to=1)
+    groups = groups_of(net.model(net.conv(x, 2), shape), net.feeds(samples=1))
+    assert "number of channels is read from the shape" in (groups[0].pinned or "")
+
+
 def test_control_flow_bodies_pin_what_they_read() -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>

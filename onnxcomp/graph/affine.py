@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, replace_input, value_of
-from onnxcomp.graph.edit import Names
+from onnxcomp.graph.edit import Names, output_ids, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
 
@@ -56,12 +56,12 @@ def shift_outputs(model: Model, layer: WeightedLayer, shift: Array) -> None:
         values = values * float(node.attrs.get("alpha", 1.0))
     if layer.kind in ("Conv", "ConvTranspose", "Gemm") and _shift_bias(model, layer, values):
         return
-    for consumer, index in _following_addend(model, node):
-        old = value_of(consumer.inputs[index])
-        assert old is not None
-        replace_input(consumer, index, (old + values).astype(old.dtype))
+    addend = _following_addend(model, node) if layer.kind in ("Gemm", "MatMul") else None
+    if addend is None:
+        _append_add(model, layer, values)
         return
-    _append_add(model, layer, values)
+    consumer, index, old = addend
+    replace_input(consumer, index, (old + values).astype(old.dtype))
 
 
 def _shift_bias(model: Model, layer: WeightedLayer, values: Array) -> bool:
@@ -87,17 +87,14 @@ def _shift_bias(model: Model, layer: WeightedLayer, values: Array) -> bool:
     return True
 
 
-def _following_addend(model: Model, node: gs.Node) -> list[tuple[gs.Node, int]]:
-    """The constant vector that an Add, the only reader, adds to the node's output."""
-    output = node.outputs[0]
-    if len(output.outputs) != 1 or any(tensor is output for tensor in model.graph.outputs):
-        return []
-    reader = output.outputs[0]
-    if reader.op != "Add" or len(reader.inputs) != 2:
-        return []
-    index = 1 if reader.inputs[0] is output else 0
+def _following_addend(model: Model, node: gs.Node) -> tuple[gs.Node, int, Array] | None:
+    """The constant vector that an Add, the only reader, adds along the last axis of the node's output."""
+    reader = sole_consumer(node.outputs[0], output_ids(model.graph))
+    if reader is None or reader.op != "Add":
+        return None
+    index = 1 if reader.inputs[0] is node.outputs[0] else 0
     value = value_of(reader.inputs[index])
-    return [] if value is None or value.ndim != 1 else [(reader, index)]
+    return None if value is None or value.ndim != 1 else (reader, index, value)
 
 
 def _append_add(model: Model, layer: WeightedLayer, values: Array) -> None:

@@ -10,26 +10,15 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxcomp.graph.constants import shape_of
+from onnxcomp.graph.cost import Cost, cost
 from onnxcomp.graph.groups import Group, Slot
-from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.model import Model
 
-__all__ = ["GroupCost", "macs"]
+__all__ = ["GroupCost"]
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 Unit = Literal["flops", "parameters"]
-
-
-def macs(layer: WeightedLayer, shapes: Shapes) -> int:
-    """Multiply-accumulates of a layer's weight for one run: its elements times the positions it is used at."""
-    weights = math.prod(layer.shape)
-    if layer.kind == "ConvTranspose":
-        return weights * math.prod(shapes.get(layer.node.inputs[0].name, (0,))[2:])
-    output = shapes.get(layer.node.outputs[0].name, (0,))
-    if layer.kind == "Conv":
-        return weights * output[0] * math.prod(output[2:])
-    return weights * math.prod(output[:-1]) if layer.kind in ("Gemm", "MatMul") else 0
 
 
 @dataclass
@@ -56,7 +45,7 @@ class GroupCost:
         shapes: of its tensors in one run.
         groups: that may lose units.
         removed: for each group, how many units are gone after 0, 1, 2, … steps.
-        unit: multiply-accumulates of weighted layers, or elements of weights, biases and per-channel constants.
+        unit: multiply-accumulates of one run, or parameters, as ``graph.cost`` counts them.
     """
 
     def __init__(
@@ -67,25 +56,22 @@ class GroupCost:
         removed: Sequence[Sequence[int]],
         unit: Unit,
     ) -> None:
+        whole = cost(model, shapes)
         self._removed = removed
-        self._terms: list[_Term] = []
         self._of_group: list[list[_Term]] = [[] for _ in groups]
         terms: dict[tuple[int, int], _Term] = {}
-        for layer in weighted_layers(model):
-            whole = macs(layer, shapes) if unit == "flops" else math.prod(layer.shape)
-            terms[(id(layer.node), layer.weight_index)] = _Term(float(whole))
         for index, group in enumerate(groups):
             for slot in group.slots:
-                key = (id(slot.node), slot.index)
-                if key not in terms:
-                    terms[key] = _Term(0.0 if unit == "flops" else float(math.prod(_shape(slot))))
-                self._add(terms[key], index, slot)
+                term = terms.setdefault((id(slot.node), slot.index), _Term(_slot_cost(slot, whole, unit)))
+                self._add(term, index, slot)
         self._terms = list(terms.values())
+        every = whole.flops / 2 if unit == "flops" else whole.parameters
+        self._fixed = every - sum(term.whole for term in self._terms)
 
     def total(self, steps: Sequence[int]) -> float:
         """The cost after so many steps of each group."""
         removed = self._units(steps)
-        return sum(term.value(removed) for term in self._terms)
+        return self._fixed + sum(term.value(removed) for term in self._terms)
 
     def saving(self, steps: Sequence[int], index: int) -> float:
         """How much less it is after one more step of that group."""
@@ -102,6 +88,15 @@ class GroupCost:
         term.shares.setdefault(slot.axis, []).append((index, slot.positions.shape[1]))
         if all(term is not other for other in self._of_group[index]):
             self._of_group[index].append(term)
+
+
+def _slot_cost(slot: Slot, whole: Cost, unit: Unit) -> float:
+    """What the constant costs: of the layer's multiply-accumulates its weight has all."""
+    if unit == "parameters":
+        return float(math.prod(_shape(slot)))
+    is_weight = slot.layer is not None and slot.index == slot.layer.weight_index
+    found = whole.per_layer.get(slot.layer.name) if slot.layer is not None and is_weight else None
+    return 0.0 if found is None else float(found.macs)
 
 
 def _shape(slot: Slot) -> tuple[int, ...]:

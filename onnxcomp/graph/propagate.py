@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import is_constant, shape_of
+from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.model import Model
 
@@ -89,6 +90,7 @@ class Propagation:
         self._labels: dict[int, Labels] = {}
         self._shapes = shapes
         self._layers = {id(layer.node): layer for layer in weighted_layers(model)}
+        self._outputs = output_ids(model.graph)
         self._seen: set[int] = set()
 
     # -- to ask ----------------------------------------------------------------------------------------
@@ -112,6 +114,10 @@ class Propagation:
     def layer(self, node: gs.Node) -> WeightedLayer | None:
         """The node as a weighted layer."""
         return self._layers.get(id(node))
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether the tensor is an output of the model, or of the body of a control flow operator."""
+        return id(tensor) in self._outputs
 
     # -- to tell ---------------------------------------------------------------------------------------
 

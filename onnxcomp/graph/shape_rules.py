@@ -263,18 +263,24 @@ def shape_of_channels(flow: Propagation, node: gs.Node) -> None:
     if labels is None:
         return
     offset = int(node.attrs.get("start", 0))
-    readers = node.outputs[0].outputs
-    if offset < 0 or any(_may_read(reader, labels.axis - offset) for reader in readers):
+    if offset < 0 or _may_read(flow, node.outputs[0], labels.axis - offset):
         flow.pin_inputs(node, "the number of channels is read from the shape")
 
 
-def _may_read(reader: gs.Node, entry: int) -> bool:
-    """Whether it takes that entry of the shape (or who knows which)."""
+def _may_read(flow: Propagation, shape: gs.Tensor, entry: int) -> bool:
+    """Whether anyone takes that entry of the shape (or who knows which)."""
+    return flow.is_output(shape) or any(_takes(flow, reader, entry) for reader in shape.outputs)
+
+
+def _takes(flow: Propagation, reader: gs.Node, entry: int) -> bool:
+    if reader.op in ("Cast", "Identity"):
+        return _may_read(flow, reader.outputs[0], entry)
     if reader.op == "Gather" and (indices := value_of(reader.inputs[1])) is not None:
         return bool((indices < 0).any() or (indices == entry).any())
-    if reader.op == "Slice" and len(reader.inputs) in (3, 4):
+    if reader.op == "Slice" and len(reader.inputs) >= 3:
         starts, ends = value_of(reader.inputs[1]), value_of(reader.inputs[2])
-        if starts is not None and ends is not None and starts[0] >= 0:
+        steps = [1] if len(reader.inputs) < 5 else value_of(reader.inputs[4])
+        if starts is not None and ends is not None and steps is not None and starts[0] >= 0 and steps[0] == 1:
             return bool(starts[0] <= entry and (ends[0] < 0 or entry < ends[0]))
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ def allocate(losses: Sequence[Array], cost: Cost, limit: float) -> list[int]:
     to be needless in the end are taken back, the dearest first. Steps that lose nothing are always taken.
 
     Args:
-        losses: of each curve, the loss after 0, 1, 2, … steps.
+        losses: of each curve, the loss after 0, 1, 2, … steps; infinite where none may be taken.
         cost: of the steps taken so far; falls with every step.
         limit: may be out of reach; then all steps are taken.
     """
@@ -40,6 +41,8 @@ def allocate(losses: Sequence[Array], cost: Cost, limit: float) -> list[int]:
             if steps[index] + 1 < len(curve):
                 loss = float(curve[steps[index] + 1] - curve[steps[index]])
                 useful = min(cost.saving(steps, index), max(0.0, now - limit))
+                if not math.isfinite(loss):
+                    continue
                 if loss <= 0.0:
                     options.append((0.0, index))
                 elif useful > 0.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +15,24 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(eq=False)
 class Moments:
-    """Sums over samples, in float64; G independent problems side by side.
+    """Means and sums of products about them, in float64; G independent problems side by side.
+
+    Sets of samples are merged by the formula of Chan, Golub and LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances" (1979), so that nothing cancels where means exceed deviations.
 
     Attributes:
         count: samples seen.
-        x, y: sums, (G, d) and (G, outputs).
-        xx: sum of x xᵀ, (G, d, d).
-        yx: sum of y xᵀ, (G, outputs, d).
-        yy: sum of the squares of y, (G, outputs).
+        mean: of x, (G, d).
+        output_mean: of y, (G, outputs).
+        xx: sum of (x - mean)(x - mean)ᵀ, (G, d, d).
+        yx: sum of (y - mean)(x - mean)ᵀ, (G, outputs, d).
+        yy: sum of (y - mean)², (G, outputs).
     """
 
     count: int
-    x: Array
+    mean: Array
+    output_mean: Array
     xx: Array
-    y: Array
     yx: Array
     yy: Array
 
@@ -36,57 +41,70 @@ class Moments:
         """Of no samples yet."""
         x, y = np.zeros((groups, inputs)), np.zeros((groups, outputs))
         xx, yx = np.zeros((groups, inputs, inputs)), np.zeros((groups, outputs, inputs))
-        return cls(0, x, xx, y, yx, np.zeros_like(y))
+        return cls(0, x, y, xx, yx, np.zeros_like(y))
 
     def add(self, x: Array, y: Array | None = None) -> None:
         """Take in samples, (G, samples, d) and (G, samples, outputs)."""
-        self.count += x.shape[1]
-        self.x += x.sum(axis=1, dtype=np.float64)
-        self.xx += x.swapaxes(1, 2) @ x
+        new = x.shape[1]
+        if not new:
+            return
+        centred = self._centred(x, self.mean)
+        self.xx += centred.swapaxes(1, 2) @ centred
         if y is not None:
-            self.y += y.sum(axis=1, dtype=np.float64)
-            self.yx += y.swapaxes(1, 2) @ x
-            self.yy += np.square(y, dtype=np.float64).sum(axis=1)
+            centred_y = self._centred(y, self.output_mean)
+            self.yx += centred_y.swapaxes(1, 2) @ centred
+            self.yy += np.square(centred_y, dtype=np.float64).sum(axis=1)
+        self.count += new
+
+    def _centred(self, samples: Array, mean: Array) -> Array:
+        """Deviations from the samples' own mean, and as one row more what the two means differ by.
+
+        That row is scaled so that products of the result sum to the change that the samples make. ``mean`` becomes
+        that of all samples.
+        """
+        new = samples.shape[1]
+        own = samples.mean(axis=1, dtype=np.float64)
+        step = (own - mean)[:, None, :]
+        between = math.sqrt(self.count * new / (self.count + new)) * step
+        mean += step[:, 0] * (new / (self.count + new))
+        deviations = samples - own[:, None, :].astype(samples.dtype)
+        return np.concatenate([deviations, between.astype(samples.dtype)], axis=1)
 
     def __add__(self, other: Moments) -> Moments:
         """Of both sets of samples."""
+        count = self.count + other.count
+        share = other.count / max(1, count)
+        x, y = other.mean - self.mean, other.output_mean - self.output_mean
+        weight = self.count * share
         return Moments(
-            self.count + other.count,
-            self.x + other.x,
-            self.xx + other.xx,
-            self.y + other.y,
-            self.yx + other.yx,
-            self.yy + other.yy,
+            count,
+            self.mean + share * x,
+            self.output_mean + share * y,
+            self.xx + other.xx + weight * x[:, :, None] * x[:, None, :],
+            self.yx + other.yx + weight * y[:, :, None] * x[:, None, :],
+            self.yy + other.yy + weight * np.square(y),
         )
-
-    @property
-    def mean(self) -> Array:
-        """Of x, (G, d)."""
-        mean: Array = self.x / max(1, self.count)
-        return mean
-
-    @property
-    def output_mean(self) -> Array:
-        """Of y, (G, outputs)."""
-        mean: Array = self.y / max(1, self.count)
-        return mean
 
     @property
     def covariance(self) -> Array:
         """H: of x, (G, d, d)."""
-        mean = self.mean
-        covariance: Array = self.xx / max(1, self.count) - mean[:, :, None] * mean[:, None, :]
+        covariance: Array = self.xx / max(1, self.count)
         return covariance
 
     @property
     def cross_covariance(self) -> Array:
         """Of y and x, (G, outputs, d)."""
-        means = self.output_mean[:, :, None] * self.mean[:, None, :]
-        covariance: Array = self.yx / max(1, self.count) - means
+        covariance: Array = self.yx / max(1, self.count)
         return covariance
 
     @property
     def output_variance(self) -> Array:
         """Of y, (G, outputs)."""
-        variance: Array = self.yy / max(1, self.count) - self.output_mean**2
+        variance: Array = self.yy / max(1, self.count)
         return variance
+
+    @property
+    def finite(self) -> bool:
+        """Whether no sample was NaN or infinite."""
+        # One bad value of x or y spoils its variance.
+        return bool(np.isfinite(np.diagonal(self.xx, axis1=1, axis2=2)).all() and np.isfinite(self.yy).all())

@@ -32,8 +32,11 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 
-DAMPING = 0.03  # of the mean of diag(H)
+DAMPING = 0.01
+"""λ in units of the mean of diag(H) where samples abound."""
+
 SAMPLES_PER_INPUT = 8  # with fewer, H promises more than new samples keep, and is damped more
+LEAST_DAMPING = 1e-9  # where none was asked for and H is singular
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 CANDIDATES = 4  # how many units are looked at for each that is removed before H⁻¹ is brought up to date
 ROUNDS = 32
@@ -59,10 +62,6 @@ class Reader:
     def energy(self) -> float:
         """Variance of its outputs, all together: tr(W H Wᵀ)."""
         return float(np.einsum("goi,gij,goj->", self.W, self.H, self.W, optimize=True))
-
-
-DAMPING = 0.01
-"""λ in units of the mean of diag(H) where samples abound."""
 
 
 def damping_for(samples: int, inputs: int) -> float:
@@ -149,19 +148,25 @@ class _State:
 
 
 def _inverse(H: Array, damping: float) -> Array:
-    inverse: Array = cho_solve(_damped_cholesky(H, damping), np.eye(len(H)))
+    inverse: Array = cho_solve(_damped_cholesky(H, damping), np.eye(len(H), order="F"), overwrite_b=True)
     return inverse
 
 
 def _damped_cholesky(H: Array, damping: float) -> tuple[Array, bool]:
-    """Of H + λI with λ = damping · mean(diag(H)), or ten times that until it is positive definite."""
-    level = float(np.mean(np.diag(H))) or 1.0
+    """Of H + λI with λ = damping · mean(diag(H)), or ten times that until it is positive definite.
+
+    Where nothing varies, λ is the damping itself.
+    """
+    variances = np.diag(H)
+    level = max(float(variances.mean()), 0.0) or 1.0
     while True:
+        damped = np.array(H, order="F")
+        np.fill_diagonal(damped, variances + damping * level)
         try:
-            factor: tuple[Array, bool] = cho_factor(H + damping * level * np.eye(len(H)))
+            factor: tuple[Array, bool] = cho_factor(damped, overwrite_a=True)
             return factor
         except np.linalg.LinAlgError:
-            damping *= 10.0
+            damping = max(10.0 * damping, LEAST_DAMPING)
 
 
 def least_squares(prior: Array, cross: Array, H: Array, damping: float) -> Array:
@@ -190,7 +195,7 @@ def fitted(prior: Array, fitting: Moments, held_out: Moments) -> tuple[Array, Ar
         any).
     """
     judged = held_out if held_out.count else fitting
-    choices = DAMPINGS if held_out.count else (DAMPING,)
+    choices = DAMPINGS if held_out.count else (damping_for(fitting.count, prior.shape[2]),)
     errors = [prediction_error(*_solve(prior, fitting, damping), judged) for damping in choices]
     best = int(np.argmin(errors))
     W, b = _solve(prior, fitting + held_out, choices[best])

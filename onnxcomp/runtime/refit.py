@@ -6,7 +6,8 @@ produce, to the outputs that the original's layer had: errors do not add up, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,12 @@ class Kept:
     """What is left of an original layer.
 
     Attributes:
+        layer: in the compressed model.
         columns: of the original's ``matrix()``, (inputs,).
         rows: of the original's ``matrix()``, (groups, outputs of a group).
     """
 
+    layer: WeightedLayer
     columns: Array
     rows: Array
 
@@ -44,7 +47,7 @@ def refit(
     model: Model,
     original: Model,
     dataset: Dataset,
-    kept: Mapping[str, Kept],
+    kept: Sequence[Kept],
     most_stages: int,
     progress: Progress = silent,
 ) -> dict[str, float]:
@@ -54,70 +57,72 @@ def refit(
         model: its layers have fewer inputs and outputs than the original's; edited in place.
         original: with layers and tensors of the same names.
         dataset: samples to fit on.
-        kept: for each layer to fit, by name.
+        kept: the layers to fit.
         most_stages: how often the data may be run.
         progress: shows the batches.
 
     Returns:
-        for each layer the part of the variance of its original outputs that it does not give.
+        for each layer that was fitted, by name, the part of the variance of its original outputs that it does
+        not give; NaN where values that are not finite left nothing to fit.
 
     Raises:
         InputError: a model does not run on the data.
     """
     reference = {layer.name: layer for layer in weighted_layers(original)}
     errors: dict[str, float] = {}
-    for stage in stages(model, set(kept), most_stages):
-        regressions: dict[str, Regression] = {}
+    for stage in stages(model, kept, most_stages):
+        regressions: list[tuple[Kept, Regression]] = []
         wanted: dict[str, list[Regression]] = {}
-        for depth, layer in stage:
-            left = kept[layer.name]
+        for depth, left in stage:
             columns = left.columns if depth > stage[0][0] else None
-            if columns is not None and len(columns) == layout_of(reference[layer.name]).size:
+            old = reference[left.layer.name]
+            if columns is not None and len(columns) == layout_of(old).size:
                 continue  # it would only learn what it knows
-            regression = _regression(layer, reference[layer.name], left, columns)
-            regressions[layer.name] = regression
-            wanted.setdefault(layer.node.inputs[0].name, []).append(regression)
+            regression = _regression(left, old, columns)
+            regressions.append((left, regression))
+            wanted.setdefault(left.layer.node.inputs[0].name, []).append(regression)
         observe_pairs(model, original, dataset, wanted, progress)
-        for _, layer in stage:
-            if layer.name in regressions:
-                errors[layer.name] = _fit(model, layer, regressions[layer.name], kept[layer.name])
+        for left, regression in regressions:
+            errors[left.layer.name] = _fit(model, left, regression)
     return errors
 
 
-def _regression(layer: WeightedLayer, original: WeightedLayer, kept: Kept, columns: Array | None) -> Regression:
+def _regression(kept: Kept, original: WeightedLayer, columns: Array | None) -> Regression:
     target = np.take_along_axis(original.matrix(), kept.rows[:, :, None], axis=1)
-    return Regression(layout_of(layer), layout_of(original), target, columns)
+    return Regression(layout_of(kept.layer), layout_of(original), target, columns)
 
 
-def _fit(model: Model, layer: WeightedLayer, seen: Regression, kept: Kept) -> float:
+def _fit(model: Model, kept: Kept, seen: Regression) -> float:
     """Fit one layer; returns its relative error."""
+    if not (seen.fitting.finite and seen.held_out.finite):
+        return math.nan
     prior = seen.target[:, :, kept.columns].astype(np.float64)
     W, shift, error = fitted(prior, seen.fitting, seen.held_out)
-    layer.set_matrix(W)
-    shift_outputs(model, layer, shift)
+    kept.layer.set_matrix(W)
+    shift_outputs(model, kept.layer, shift)
     return error
 
 
-def stages(model: Model, names: set[str], most: int) -> list[list[tuple[int, WeightedLayer]]]:
-    """The named layers with their depths, cut into at most so many stages.
+def stages(model: Model, kept: Sequence[Kept], most: int) -> list[list[tuple[int, Kept]]]:
+    """The layers with their depths, cut into at most so many stages.
 
-    A layer is one deeper than the deepest named layer that it depends on. A stage holds all layers of one depth,
-    or of several consecutive ones where there are more depths than stages; the shallowest come first.
+    A layer is one deeper than the deepest of these layers that it depends on. A stage holds all layers of one
+    depth, or of several consecutive ones where there are more depths than stages; the shallowest come first.
     """
-    layers = {id(layer.node): layer for layer in weighted_layers(model) if layer.name in names}
+    of_node = {id(left.layer.node): left for left in kept}
     depth_of: dict[int, int] = {}
-    depths: list[tuple[int, WeightedLayer]] = []
+    depths: list[tuple[int, Kept]] = []
     for node in model.graph.nodes:
         depth = max((depth_of.get(id(tensor), 0) for tensor in _reads(node)), default=0)
-        if (layer := layers.get(id(node))) is not None:
-            depths.append((depth, layer))
+        if (left := of_node.get(id(node))) is not None:
+            depths.append((depth, left))
             depth += 1
         for tensor in node.outputs:
             depth_of[id(tensor)] = depth
     count = max((depth for depth, _ in depths), default=-1) + 1
-    result: list[list[tuple[int, WeightedLayer]]] = [[] for _ in range(min(most, count))]
-    for depth, layer in sorted(depths, key=lambda entry: entry[0]):
-        result[depth * len(result) // count].append((depth, layer))
+    result: list[list[tuple[int, Kept]]] = [[] for _ in range(min(most, count))]
+    for depth, left in sorted(depths, key=lambda entry: entry[0]):
+        result[depth * len(result) // count].append((depth, left))
     return result
 
 

@@ -37,11 +37,17 @@ class Removal:
 
     Attributes:
         order: the units that go, first to last.
-        losses: after 0, 1, 2, … of them; comparable between the groups of a model.
+        losses: after 0, 1, 2, … of them; comparable between the groups of a model. Infinite from 1 on where none
+            may go.
     """
 
     order: Array
     losses: Array
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the losses are known."""
+        return bool(np.isfinite(self.losses).all())
 
 
 def readers(group: Group) -> list[tuple[WeightedLayer, Array]]:
@@ -63,12 +69,12 @@ def norm_removals(groups: Sequence[Group], most: Sequence[int]) -> list[Removal]
 
 
 def _producer_norms(group: Group) -> Array:
-    """Mean square of the weights that make each unit."""
+    """Mean square of each unit, were the inputs of the layers that make it white: Σ w² + b²."""
     squares = np.zeros(group.size)
     for slot in group.slots:
-        if slot.role == "out" and slot.layer is not None and slot.index == slot.layer.weight_index:
+        if slot.role == "out" or slot.node.op == "Add":
             weight = np.moveaxis(np.asarray(value_of(slot.tensor), dtype=np.float64), slot.axis, 0)
-            lines = np.square(weight).reshape(len(weight), -1).mean(axis=1)
+            lines = np.square(weight).reshape(len(weight), -1).sum(axis=1)
             squares += lines[slot.positions].mean(axis=1)
     return squares if squares.any() else np.ones(group.size)
 
@@ -97,7 +103,7 @@ def measured_removals(
     Raises:
         InputError: the model does not run on the data.
     """
-    reference = list(outputs(model, probe))
+    reference = list(outputs(model, probe)) if groups else []
     found: list[tuple[Removal, float]] = []
     for chunk in _chunks(groups):
         moments = _observe(model, [groups[index] for index in chunk], dataset, progress)
@@ -106,12 +112,14 @@ def measured_removals(
             seen = [moments[layer.name].moments for layer, _ in readers(group)]
             removal = _order(group, seen, most[index])
             found.append((removal, _transfer(model, group, seen, removal, probe, reference)))
-    known = [transfer for _, transfer in found if math.isfinite(transfer) and transfer > 0.0]
+    known = [transfer for _, transfer in found if 0.0 < transfer < math.inf]
     usual = float(np.median(known)) if known else 1.0
-    return [
-        Removal(removal.order, removal.losses * (transfer if math.isfinite(transfer) else usual))
-        for removal, transfer in found
-    ]
+    least = min(known, default=1.0)  # for what is too small to be seen in the outputs
+    result = []
+    for removal, transfer in found:
+        factor = max(transfer, least) if math.isfinite(transfer) else usual
+        result.append(Removal(removal.order, removal.losses * factor))
+    return result
 
 
 def _chunks(groups: Sequence[Group]) -> Iterator[list[int]]:
@@ -143,8 +151,10 @@ def _observe(model: Model, groups: Sequence[Group], dataset: Dataset, progress: 
 
 
 def _order(group: Group, seen: Sequence[Moments], most: int) -> Removal:
+    if not all(moments.finite for moments in seen):
+        return Removal(np.arange(most), np.concatenate([[0.0], np.full(most, math.inf)]))
     layers = [
-        Reader(layer.matrix(), moments.covariance, columns, damping_for(moments.count, moments.x.shape[1]))
+        Reader(layer.matrix(), moments.covariance, columns, damping_for(moments.count, moments.mean.shape[1]))
         for (layer, columns), moments in zip(readers(group), seen, strict=True)
     ]
     order, losses = removal_order(layers, most)
@@ -161,7 +171,7 @@ def _transfer(
 ) -> float:
     """Relative error of the model's outputs for each unit of loss; NaN where it cannot be told."""
     half = max(1, len(removal.order) // 2)
-    if removal.losses[half] <= 0.0:
+    if removal.losses[half] <= 0.0 or not removal.measurable:
         return math.nan
     state = model.checkpoint()
     try:
