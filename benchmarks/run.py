@@ -166,7 +166,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md", help="Markdown; the JSON goes beside it")
     parser.add_argument("--repeats", type=int, default=100, help="rounds of timing; default: 100")
     parser.add_argument("--threads", type=int, default=1, help="of the timed sessions; default: 1")
-    parser.add_argument("--timeout", type=float, default=240, help="seconds for an entry; default: 240")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for an entry; default: 300")
     parser.add_argument("--memory", type=float, default=8, help="GB for an entry; default: 8")
     parser.add_argument("--work", type=Path, help="keep what is made in this new folder")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the Markdown again")

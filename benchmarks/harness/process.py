@@ -100,9 +100,9 @@ def _watch(pid: int, limits: Limits, done: threading.Event, stopped: list[str]) 
     end = time.monotonic() + limits.seconds
     while not done.wait(_SAMPLING_S):
         if time.monotonic() > end:
-            stopped.append(f"stopped after {limits.seconds:.0f} s")
+            stopped.append(f"stopped after {limits.seconds:g} s")
         elif _memory(pid) > limits.bytes:
-            stopped.append(f"stopped at {limits.bytes / 1e9:.0f} GB of memory")
+            stopped.append(f"stopped at {limits.bytes / 1e9:g} GB of memory")
         else:
             continue
         try:

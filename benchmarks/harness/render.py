@@ -8,7 +8,7 @@ from harness.zoo import MODELS, Figure
 
 __all__ = ["render"]
 
-_NONE = "–"
+_NONE = "-"
 
 
 def render(results: Results) -> str:
@@ -64,8 +64,8 @@ def _cells(row: Row, section: Section, figures: list[Figure]) -> list[str]:
     return [
         *cells,
         _NONE if size is None else f"{size / 1e6:.2f} MB",
-        _NONE if not size or not section.original.bytes else f"{section.original.bytes / size:.2f}×",
-        _NONE if latency is None else f"{latency.median:.2f}× ({latency.low:.2f}–{latency.high:.2f})",
+        _NONE if not size or not section.original.bytes else f"{section.original.bytes / size:.2f}x",
+        _NONE if latency is None else f"{latency.median:.2f}x ({latency.low:.2f} to {latency.high:.2f})",
         _NONE if row.milliseconds is None else f"{row.milliseconds:.2f} ms",
         _NONE if row.seconds is None else f"{row.seconds:.1f} s",
         _NONE if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f} MB",

@@ -41,8 +41,8 @@ def _fashion(section: Section | None) -> list[Target]:
     megabytes = None if row is None or row.peak_bytes is None else row.peak_bytes / 1e6
     return [
         _limit("fashion: points lost of 100, all 10,000 test images", _points_lost(section, row), "points", 1.0),
-        _limit("fashion: file, times smaller", _size_ratio(section, row), "×", 4.0, least=True),
-        _limit("fashion: speed against fp32 ONNX Runtime, one thread", latency, "×", 2.0, least=True),
+        _limit("fashion: file, times smaller", _size_ratio(section, row), "x", 4.0, least=True),
+        _limit("fashion: speed against fp32 ONNX Runtime, one thread", latency, "x", 2.0, least=True),
         _limit("fashion: seconds to compile", row.seconds if row else None, "s", 60.0),
         _limit("fashion: peak memory", megabytes, "MB", 1000.0),
     ]
