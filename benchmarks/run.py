@@ -69,7 +69,7 @@ class Run:
             date=time.strftime("%Y-%m-%d"),
             command=self.command,
             environment=environment,
-            figures=list(original.figures),
+            figures=[figure.name for figure in model.figures],
             samples=about["samples"],
             calibration_samples=about["calibration_samples"],
             rounds=self.repeats,

@@ -39,13 +39,13 @@ def evaluate(model: ZooModel, candidate: Path, reference: Path, report: Path | N
     """
     original = Model.load(model.path)
     session = open_session(candidate)
-    figures: dict[str, float] = {}
+    figures: dict[str, float | None] = {}
     samples: dict[str, int] = {}
     sqnr = math.inf
     for figure in model.figures:
         data = Dataset.open(str(model.folder / figure.samples), original)
         value, distance = _figure(figure, session, data, _kept(model.path, data, reference / figure.samples))
-        figures[figure.name], samples[figure.name] = value, len(data)
+        figures[figure.name], samples[figure.name] = _finite(value), len(data)
         if figure is model.figures[0]:
             sqnr = distance
     calibration = len(Dataset.open(str(model.data), original))
@@ -75,7 +75,7 @@ def open_session(path: Path, threads: int = 0) -> ort.InferenceSession:
 
 
 def _figure(figure: Figure, session: ort.InferenceSession, data: Dataset, reference: Batches) -> tuple[float, float]:
-    """The figure, and the signal to noise ratio in dB."""
+    """The figure and the signal to noise ratio in dB; either may be infinite."""
     metric = metric_named(figure.metric)
     sums = FidelitySums()
     kept: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ def _figure(figure: Figure, session: ort.InferenceSession, data: Dataset, refere
             kept.append(found)
     fidelity = sums.result()
     if metric.of_fidelity is not None:
-        return _finite(metric.of_fidelity(fidelity)), fidelity.sqnr_db
+        return metric.of_fidelity(fidelity), fidelity.sqnr_db
     return float(metric.of_outputs(kept, data.labels)), fidelity.sqnr_db  # type: ignore[misc]
 
 
