@@ -18,7 +18,8 @@ from typing import Any
 
 Feeds = dict[str, Any]
 
-CALIBRATION_SAMPLES = 256  # at most; what fewer files hold is used whole
+CALIBRATION_SAMPLES = 256  # at most
+HISTOGRAM_SAMPLES = 128  # ONNX Runtime's histograms hold every activation of every sample until the end
 PER_CHANNEL_OPSET = 13  # DequantizeLinear has an axis since
 PRUNED = 0.25  # share of the channels: the size of what onnxcomp prunes by default
 
@@ -38,21 +39,21 @@ class Peer:
     make: Callable[[Path, Path, Path], None]
 
 
-def samples(source: Path, model: Path) -> Iterator[Feeds]:
-    """The calibration samples as feeds of one sample, labels left out."""
+def samples(source: Path, model: Path, most: int = CALIBRATION_SAMPLES) -> Iterator[Feeds]:
+    """The first calibration samples as feeds of one sample, labels left out."""
     import numpy as np
     import onnx
 
     graph = onnx.load(model, load_external_data=False).graph
     names = {value.name for value in graph.input} - {value.name for value in graph.initializer}
     if source.is_dir():
-        for path in sorted(source.glob("*.npz"))[:CALIBRATION_SAMPLES]:
+        for path in sorted(source.glob("*.npz"))[:most]:
             with np.load(path) as stored:
                 yield {name: stored[name] for name in names}
         return
     with np.load(source) as stored:
         columns = {name: stored[name] for name in names}
-    for index in range(min(CALIBRATION_SAMPLES, *(len(column) for column in columns.values()))):
+    for index in range(min(most, *(len(column) for column in columns.values()))):
         yield {name: column[index : index + 1] for name, column in columns.items()}
 
 
@@ -83,7 +84,7 @@ def ort_static(model: Path, data: Path, output: Path, method: str, reduce_range:
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.feeds = samples(data, model)
+            self.feeds = samples(data, model, CALIBRATION_SAMPLES if method == "MinMax" else HISTOGRAM_SAMPLES)
 
         def get_next(self) -> Feeds | None:
             return next(self.feeds, None)
