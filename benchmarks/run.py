@@ -42,12 +42,12 @@ class Run:
     limits: Limits
     work: Path
     command: str
+    environment: Environment
 
     def section(self, model: ZooModel) -> Section:
         """Compress, judge and time everything of one model."""
         work = self.work / model.name
         work.mkdir(parents=True, exist_ok=True)
-        environment = Environment.model_validate_json(_harness(["harness.environment"], work / "environment.log"))
         original = Row(name="fp32", tool="fp32", setting="the original", bytes=model.path.stat().st_size)
         about = self._judge(model, original, model.path)
         if original.failure is not None:
@@ -68,7 +68,7 @@ class Run:
             file=model.file,
             date=time.strftime("%Y-%m-%d"),
             command=self.command,
-            environment=environment,
+            environment=self.environment,
             figures=[figure.name for figure in model.figures],
             samples=about["samples"],
             calibration_samples=about["calibration_samples"],
@@ -123,11 +123,12 @@ class Run:
             rows[name].milliseconds = 1e3 * statistics.median(seconds)
 
 
-def _harness(arguments: list[str], log: Path) -> str:
-    outcome = _python(arguments, log)
+def _environment(work: Path) -> Environment:
+    """Found once, at the start: the results that are written later change the checkout."""
+    outcome = _python(["harness.environment"], work / "environment.log")
     if outcome.failure is not None:
-        raise SystemExit(f"{arguments[0]} failed: {outcome.failure}; see {log}")
-    return outcome.output
+        raise SystemExit(f"the environment cannot be described: {outcome.failure}")
+    return Environment.model_validate_json(outcome.output)
 
 
 def _python(arguments: list[str], log: Path) -> Outcome:
@@ -178,13 +179,16 @@ def main() -> int:
         if missing := [model.name for model in models if not model.path.is_file()]:
             parser.error(f"not in the cache: {', '.join(missing)}; run python models/fetch.py {' '.join(missing)}")
         with tempfile.TemporaryDirectory(prefix="onnxcomp-bench-") as scratch:
+            work = (options.work or Path(scratch)).resolve()
+            work.mkdir(parents=True, exist_ok=True)
             asked = Run(
                 entries=[ENTRIES[name] for name in options.entries],
                 repeats=options.repeats,
                 threads=options.threads,
                 limits=Limits(options.timeout, options.memory * 1e9),
-                work=(options.work or Path(scratch)).resolve(),
+                work=work,
                 command=shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+                environment=_environment(work),
             )
             for model in models:
                 results.sections[model.name] = asked.section(model)

@@ -8,6 +8,7 @@ Every tool gets the model after its documented pre-processing and the same calib
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -223,7 +224,12 @@ def main() -> None:
     parser.add_argument("calibration", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
-    PEERS[options.name].make(options.model, options.calibration, options.output)
+    output = options.output.resolve()
+    scratch = output.parent.with_suffix(".scratch")  # outside of the output's folder, whose size is the model's
+    scratch.mkdir(exist_ok=True)
+    tempfile.tempdir = str(scratch)
+    with contextlib.chdir(scratch):  # some tools leave files in the current folder
+        PEERS[options.name].make(options.model.resolve(), options.calibration.resolve(), output)
 
 
 if __name__ == "__main__":
