@@ -1,0 +1,116 @@
+"""What a run measures, as data: the JSON that RESULTS.md is rendered from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Environment", "Ratio", "Results", "Row", "Section", "ratio_of"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Ratio(_Part):
+    """Time of the fp32 original over time of a candidate, round by round: above 1 is faster."""
+
+    median: float
+    low: float
+    """Lower quartile."""
+    high: float
+    """Upper quartile."""
+
+
+def ratio_of(original: Sequence[float], candidate: Sequence[float]) -> Ratio:
+    """Median and quartiles of the ratios of two models' times; entry i of both is of round i.
+
+    Raises:
+        ValueError: the numbers of rounds differ, or there are none.
+    """
+    if len(original) != len(candidate) or not original:
+        raise ValueError(f"times of {len(original)} and {len(candidate)} rounds cannot be compared")
+    low, median, high = np.quantile(np.asarray(original) / np.asarray(candidate), [0.25, 0.5, 0.75])
+    return Ratio(median=float(median), low=float(low), high=float(high))
+
+
+class Row(_Part):
+    """One tool with one setting on one model; the original is the row of the tool ``fp32``."""
+
+    name: str
+    """Identifies the entry, as on the command line."""
+    tool: str
+    setting: str
+    failure: str | None = None
+    """Why there is no usable result; what was measured before stands."""
+    seconds: float | None = None
+    """Wall clock of the tool's process, from start to exit."""
+    peak_bytes: int | None = None
+    """Most memory that its process held at once."""
+    bytes: int | None = None
+    """All files that it wrote, external data included."""
+    figures: dict[str, float] = Field(default_factory=dict)
+    """Of the result, by name; see ``Section.figures``."""
+    sqnr_db: float | None = None
+    """Signal to quantization noise of the outputs against the original's; null: equal, or not measured."""
+    latency: Ratio | None = None
+    milliseconds: float | None = None
+    """Median of one run."""
+    passes: int | None = None
+    """Of onnxcomp: passes that ran."""
+    verified: int | None = None
+    """Of onnxcomp: passes whose result was verified and kept."""
+    undecided: int | None = None
+    """Of onnxcomp: weighted layers that its report gives neither an action nor a reason for."""
+
+
+class Environment(_Part):
+    """Where and with what a section was measured."""
+
+    cpu: str
+    isa: list[str]
+    cores: int
+    platform: str
+    versions: dict[str, str]
+
+
+class Section(_Part):
+    """Everything about one model."""
+
+    model: str
+    file: str
+    date: str
+    command: str
+    environment: Environment
+    figures: list[str]
+    """Names of the figures of merit, the one that counts first."""
+    samples: dict[str, int]
+    """How many samples each figure was measured on."""
+    calibration_samples: int
+    rounds: int
+    """Of the timing."""
+    threads: int
+    original: Row
+    rows: list[Row]
+
+    def row(self, name: str) -> Row | None:
+        """The entry of that name."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+class Results(_Part):
+    """Sections by model, of several runs perhaps."""
+
+    sections: dict[str, Section] = Field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """What was written there, or nothing yet."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else cls()
+
+    def write(self, path: Path) -> None:
+        """Write indented JSON."""
+        path.write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")

@@ -1,0 +1,101 @@
+"""The models that are measured, and how each is judged."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MODELS", "Figure", "ZooModel", "cache_root"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of merit on a set of samples.
+
+    Attributes:
+        name: column of the table.
+        metric: as for ``onnxcomp --metric``: top1, agreement, sqnr or file.py:function.
+        samples: file or folder in the model's folder.
+        higher_is_better: whether a decrease is a loss.
+        unit: ``points`` for a share, whose loss is told in percentage points, or ``dB``.
+    """
+
+    name: str
+    metric: str
+    samples: str = "test.npz"
+    higher_is_better: bool = True
+    unit: str = "points"
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A model of models/fetch.py.
+
+    Attributes:
+        name: of its folder in the cache.
+        file: name of the model in it.
+        figures: what it is judged by; the first is the one that counts.
+        calibration: samples that all tools calibrate on, disjoint from those of the figures.
+    """
+
+    name: str
+    file: str
+    figures: tuple[Figure, ...]
+    calibration: str = "calibration.npz"
+
+    @property
+    def folder(self) -> Path:
+        """Where models/fetch.py has put it."""
+        return cache_root() / self.name
+
+    @property
+    def path(self) -> Path:
+        """The fp32 original."""
+        return self.folder / self.file
+
+    @property
+    def data(self) -> Path:
+        """The calibration samples."""
+        return self.folder / self.calibration
+
+
+def cache_root() -> Path:
+    """Where models/fetch.py keeps the models."""
+    return Path(os.environ.get("ONNXCOMP_CACHE") or Path.home() / ".cache" / "onnxcomp")
+
+
+def _metric(name: str) -> str:
+    file, _, function = name.partition(":")
+    return f"{ROOT / 'models' / file}:{function}"
+
+
+_TOP1 = Figure("top-1", "top1")
+_SQNR = Figure("SQNR", "sqnr", unit="dB")
+
+MODELS = {
+    model.name: model
+    for model in (
+        ZooModel("fashion", "fashion_resnet.onnx", (_TOP1,)),
+        ZooModel("mnist", "mnist.onnx", (_TOP1,)),
+        ZooModel(
+            "mobilenetv2",
+            "mobilenetv2.onnx",
+            (Figure("agreement", "agreement"), Figure("top-1 of 20", "top1", "foolbox.npz")),
+        ),
+        ZooModel(
+            "ppocr_rec",
+            "ppocr_rec.onnx",
+            (
+                Figure("lines right", _metric("ppocr_metric.py:line_accuracy")),
+                Figure("character errors", _metric("ppocr_metric.py:character_error_rate"), higher_is_better=False),
+            ),
+        ),
+        ZooModel("minilm", "minilm.onnx", (Figure("probe", _metric("minilm_metric.py:probe_accuracy")),)),
+        ZooModel("ppocr_cls", "ppocr_cls.onnx", (_TOP1,)),
+        ZooModel("ppocr_det", "ppocr_det.onnx", (_SQNR,)),
+        ZooModel("silero_vad", "silero_vad.onnx", (Figure("SQNR", "sqnr", "test", unit="dB"),), "calibration"),
+    )
+}
