@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from onnxcomp.errors import OnnxcompError, OnnxcompWarning, UsageError
+from onnxcomp.errors import OnnxcompError, UsageError
 
 if TYPE_CHECKING:  # imported where needed: --help must not wait for ONNX Runtime
     from onnxcomp.actions import Request
@@ -198,17 +198,15 @@ def _refuse_without_pipeline(request: Request, dry_run: bool) -> None:
 
 @contextlib.contextmanager
 def _process_manners(debug: bool) -> Iterator[None]:
-    """Characters that stdout lacks are replaced, a polite kill cleans up, warnings are sentences."""
+    """Characters that stdout lacks are replaced, a polite kill cleans up, no library chats."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     previous, streams = signal.signal(signal.SIGTERM, _interrupt), (sys.stdout, sys.stderr)
     try:
         with warnings.catch_warnings():
-            if not debug:
+            if not debug:  # the report holds those of ours
                 warnings.simplefilter("ignore")
-            warnings.simplefilter("always", OnnxcompWarning)
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
             yield
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -223,10 +221,6 @@ def _drop_output() -> None:
 
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    sys.stderr.write(f"onnxcomp: warning: {message}\n")
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

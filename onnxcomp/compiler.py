@@ -148,7 +148,7 @@ def compress(
         passes=[_pass_report(record) for record in records],
         timings=[schema.Timing(**entry.describe()) for entry in table.used],
         result=_result(recorder, work, measure.latest, records, max_drop, output),
-        warnings=_warnings(samples, table),
+        warnings=[*ctx.warnings, *_warnings(samples, table)],
     )
     if output is not None:
         work.save(output)  # last: it may replace the original, and an interruption before it leaves no trace

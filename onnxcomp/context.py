@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onnxcomp.data import Dataset
-from onnxcomp.errors import PassError
+from onnxcomp.errors import OnnxcompWarning, PassError
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -49,6 +50,7 @@ class Context:
         timings: where a pass asks for measured time that it decides by.
         scope: name of the running pass; set by the manager.
         decisions: log of the running pass; set by the manager.
+        warnings: what the user should know of the result; see ``warn``.
     """
 
     target: Target
@@ -59,6 +61,7 @@ class Context:
     timings: TimingTable = field(default_factory=TimingTable)
     scope: str = ""
     decisions: list[Decision] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _analyses: dict[Any, Any] = field(default_factory=dict)
 
     # -- decisions -------------------------------------------------------------------------------------
@@ -70,6 +73,11 @@ class Context:
     def skip(self, layer: WeightedLayer | str, reason: str) -> None:
         """Log that a layer was left alone, and why."""
         self.act(layer, "skipped", reason)
+
+    def warn(self, message: str) -> None:
+        """Tell the user what no decision about a layer says: in the report, and as an ``OnnxcompWarning``."""
+        self.warnings.append(message)
+        warnings.warn(message, OnnxcompWarning, stacklevel=3)
 
     @contextmanager
     def attempt(self, model: Model, layer: WeightedLayer | str) -> Iterator[None]:

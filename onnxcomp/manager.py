@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from threadpoolctl import threadpool_limits
+
 from onnxcomp.context import Context, Decision
 from onnxcomp.errors import BudgetError, InputError, SessionError, UsageError
 from onnxcomp.fidelity import Fidelity
@@ -118,7 +120,10 @@ class PassManager:
         Raises:
             InputError, UsageError: what the user gave is at fault, not a pass; nothing further is run.
         """
-        return [self._step(passed, model, ctx) for passed in ctx.progress(self._pipeline.passes, "pass")]
+        # Threads of the BLAS spin while they wait, on the cores that ONNX Runtime works on; and with one thread, sums
+        # have the same last bits on every number of cores.
+        with threadpool_limits(1, "blas"):
+            return [self._step(passed, model, ctx) for passed in ctx.progress(self._pipeline.passes, "pass")]
 
     def _step(self, passed: Pass, model: Model, ctx: Context) -> PassRecord:
         record = PassRecord(passed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
-from onnxcomp.errors import BudgetError, InputError, OnnxcompWarning
+from onnxcomp.errors import BudgetError, InputError
 from onnxcomp.evaluate import Evaluator
 from onnxcomp.hooks import Measure, Timing, Verify
 from onnxcomp.manager import Hook, PassManager, PassRecord, Step, passes_fault
@@ -55,7 +54,7 @@ class Reproducer:
     ``reproducer.json`` (pass, options, seed, target, versions, error), and the samples that it was calibrated and
     judged on, up to 64 MB of each. A pass that merely cost more accuracy than the user allows did not fail.
 
-    Where the folder cannot be written, an ``OnnxcompWarning`` says so and the compilation goes on.
+    Where the folder cannot be written, a warning says so and the compilation goes on.
 
     Args:
         folder: where; created when a pass fails.
@@ -87,7 +86,7 @@ class Reproducer:
             step.record.reproducer = str(folder)
         except Exception as problem:  # whatever it is, the pass's failure is the news
             reason = getattr(problem, "strerror", None) or problem
-            warnings.warn(f"{folder}: the reproducer cannot be written: {reason}", OnnxcompWarning, stacklevel=2)
+            step.ctx.warn(f"{folder}: the reproducer cannot be written: {reason}")
 
     def _write(self, folder: Path, step: Step, error: Exception) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -13,7 +12,6 @@ from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
-from onnxcomp.errors import OnnxcompWarning
 from onnxcomp.graph.affine import input_columns, output_rows
 from onnxcomp.graph.budget import GroupCost
 from onnxcomp.graph.constants import value_of
@@ -97,7 +95,7 @@ class Prune(Pass):
         steps = allocate(losses, bill, limit)
         removed = 1.0 - bill.total(steps) / whole if whole else 0.0
         if work.before and removed < self._share - 1e-9:
-            self._warn(removed)
+            ctx.warn(self._shortfall(removed))
         gone = [
             np.sort(removal.order[: counts[step]])
             for removal, counts, step in zip(removals, work.counts, steps, strict=True)
@@ -122,13 +120,12 @@ class Prune(Pass):
     def _share(self) -> float:
         return self.sparsity or self.flops or DEFAULT_FLOPS
 
-    def _warn(self, removed: float) -> None:
+    def _shortfall(self, removed: float) -> str:
         unit = "multiply-accumulates" if self._unit == "flops" else "parameters"
-        message = (
+        return (
             f"prune removed {removed:.1%} of the {unit}, not the {self._share:.1%} asked for: "
             "no more channels may go (the report says why for each layer)"
         )
-        warnings.warn(message, OnnxcompWarning, stacklevel=3)
 
 
 @dataclass
