@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxcomp.compiler import Result, compress
-    from onnxcomp.context import Context
+    from onnxcomp.context import Context, Rejected
     from onnxcomp.data import Dataset
-    from onnxcomp.errors import OnnxcompError
+    from onnxcomp.errors import OnnxcompError, PassError
+    from onnxcomp.graph.layers import weighted_layers
     from onnxcomp.manager import PassManager
     from onnxcomp.model import Model
     from onnxcomp.passbase import Pass, Stage
@@ -25,12 +26,15 @@ __all__ = [
     "Model",
     "OnnxcompError",
     "Pass",
+    "PassError",
     "PassManager",
     "Pipeline",
+    "Rejected",
     "Result",
     "Stage",
     "Target",
     "compress",
+    "weighted_layers",
 ]
 
 _HOMES = {
@@ -39,12 +43,15 @@ _HOMES = {
     "Model": "onnxcomp.model",
     "OnnxcompError": "onnxcomp.errors",
     "Pass": "onnxcomp.passbase",
+    "PassError": "onnxcomp.errors",
     "PassManager": "onnxcomp.manager",
     "Pipeline": "onnxcomp.pipeline",
+    "Rejected": "onnxcomp.context",
     "Result": "onnxcomp.compiler",
     "Stage": "onnxcomp.passbase",
     "Target": "onnxcomp.runtime.target",
     "compress": "onnxcomp.compiler",
+    "weighted_layers": "onnxcomp.graph.layers",
 }
 
 

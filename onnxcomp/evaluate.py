@@ -151,22 +151,25 @@ class Evaluator:
         """
         metric = self.metric
         sums = FidelitySums()
-        kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        own: list[dict[str, Any]] = []  # outputs of the reference, until its metric is known, and of the candidate
+        kept: list[dict[str, Any]] = []
         for pair in zip(self._reference_outputs(), outputs(candidate, self._dataset), strict=True):
             sums.update(*pair)
             if metric.of_outputs is not None:
-                kept.append(pair)
+                kept.append(pair[1])
+                if self._original is None:
+                    own.append(pair[0])
         fidelity = sums.result()
         if metric.of_fidelity is not None:
             original, compressed = metric.perfect, metric.of_fidelity(fidelity)
         else:
             if self._original is None:
-                self._original = _apply(metric, [pair[0] for pair in kept], self._dataset)
+                self._original = _apply(metric, own, self._dataset)
                 if not math.isfinite(self._original):
                     raise InputError(
                         f"metric {metric.name} is {self._original} for the original; correct it, or its data"
                     )
-            original, compressed = self._original, _apply(metric, [pair[1] for pair in kept], self._dataset)
+            original, compressed = self._original, _apply(metric, kept, self._dataset)
         samples = len(self._dataset)
         return Evaluation(metric.name, original, compressed, metric.higher_is_better, fidelity, samples)
 
