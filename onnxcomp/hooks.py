@@ -226,6 +226,8 @@ def _relative_error(reference: Any, candidate: Any) -> float:
         return 0.0 if np.array_equal(reference, candidate) else math.inf
     r, c = reference.astype(np.float64), candidate.astype(np.float64)
     finite = np.isfinite(r)
+    if not (np.isfinite(c[finite]).all() and np.array_equal(r[~finite], c[~finite], equal_nan=True)):
+        return math.inf
     scale = float(np.abs(r[finite]).max(initial=0.0))
     error = float(np.abs(r[finite] - c[finite]).max(initial=0.0))
     return error / scale if scale else (0.0 if error == 0 else math.inf)

@@ -134,7 +134,12 @@ class PassManager:
             with ExitStack() as stack:
                 for hook in self._hooks:
                     stack.enter_context(hook.around(step))
-                passed.run(model, ctx)
+                warned = len(ctx.warnings)
+                try:
+                    passed.run(model, ctx)
+                except BaseException:
+                    del ctx.warnings[warned:]  # they are of a model that does not come to stay
+                    raise
                 record.status = "applied" if step.changed else "unchanged"
         except BaseException as error:  # a pass, built in or plugged in, may fail in any way
             step.before.restore()

@@ -51,9 +51,9 @@ class Recorder:
 
     def _measure(self, step: Step) -> None:
         data = step.model.serialize()
-        self.cost = cost(step.model, shapes.observed(step.model, self._feeds))
-        self.size = len(data)
+        found = cost(step.model, shapes.observed(step.model, self._feeds))
         timed = self._compare(data, _SECONDS_A_PASS)
+        self.cost, self.size = found, len(data)
         self._ratio = None if timed is None else timed.ratio
 
     def final(self, model: Model) -> LatencyComparison | None:

@@ -46,6 +46,7 @@ class _Description(BaseModel):
     calibration_samples: int
     evaluation_samples: int
     timings: list[TimedComparison]
+    measures_timings: bool = True
     versions: dict[str, str]
 
 
@@ -91,7 +92,8 @@ class Reproducer:
     def _write(self, folder: Path, step: Step, error: Exception) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         ctx = step.ctx
-        (folder / "original.onnx").unlink(missing_ok=True)  # of an earlier failure
+        for name in ("reproducer.json", "original.onnx"):  # of an earlier failure
+            (folder / name).unlink(missing_ok=True)
         step.model.save(folder / "model.onnx")
         if ctx.original is not None:
             ctx.original.save(folder / "original.onnx")
@@ -104,6 +106,7 @@ class Reproducer:
             calibration_samples=_save_samples(ctx.data, folder / "calibration"),
             evaluation_samples=_save_samples(self._evaluation, folder / "evaluation"),
             timings=ctx.timings.used,
+            measures_timings=ctx.timings.measures,
             versions=versions(),
         )
         write_atomic(folder / "reproducer.json", (description.model_dump_json(indent=2) + "\n").encode())
@@ -133,7 +136,7 @@ def replay(folder: Path, progress: Progress = silent) -> PassRecord:
         seed=description.seed,
         original=original,
         progress=progress,
-        timings=TimingTable(description.timings, source=str(folder)),
+        timings=TimingTable(description.timings, str(folder), description.measures_timings),
     )
     hooks: list[Hook] = [Measure(evaluator, evaluator.evaluate(model)), Verify(original, [probe]), Timing()]
     return PassManager(pipeline, hooks).run(model, ctx)[0]

@@ -20,7 +20,9 @@ QUANT = ("net.onnx", "-p", "quant", "--data", "data.npz")
 
 
 def in_a_process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    code = "from onnxcomp.cli import main; main()"
+    # A job in the background of a shell ignores Ctrl-C, and its children inherit that.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from onnxcomp.cli import main; main()"
     settings = {"capture_output": True, "text": True, "timeout": 120, **options}
     return subprocess.run([sys.executable, "-c", code, *arguments], **settings)  # type: ignore[call-overload,no-any-return]
 

@@ -58,7 +58,7 @@ class TimingTable:
 
     def __init__(self, known: Iterable[TimedComparison] = (), source: str | None = None, measures: bool = True) -> None:
         self._known = {entry.key: entry for entry in known}
-        self._measures = measures
+        self.measures = measures
         self.source = source
         self.used: list[TimedComparison] = []
         self.measured = 0
@@ -86,7 +86,7 @@ class TimingTable:
         key = _key(before, after, feeds, threads)
         entry = self._known.get(key)
         if entry is None:
-            if not self._measures:
+            if not self.measures:
                 return None
             timed = latency.compare(before, after, feeds, threads, seconds)
             entry = TimedComparison(key, what, timed.ratio, timed.low, timed.high, timed.a_ms, timed.b_ms)
