@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 
 from onnxcomp.runtime import latency
 from tests.command import Command
 from tests.generate import Net
+
+# A loaded machine is no reason to fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def _hurried(compare: Callable[..., latency.LatencyComparison]) -> Callable[..., latency.LatencyComparison]:
