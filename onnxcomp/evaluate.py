@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxcomp.data import Dataset
-from onnxcomp.errors import InputError, UsageError
+from onnxcomp.errors import InputError, UsageError, VerificationError
 from onnxcomp.fidelity import Fidelity, FidelitySums, Outputs, class_output
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime import session as runtime
@@ -147,7 +147,7 @@ class Evaluator:
 
         Raises:
             InputError: a model does not run on the data, or the metric lacks labels or fails.
-            VerificationError: outputs are missing or of another shape.
+            VerificationError: outputs are missing or of another shape, or the metric fails on them alone.
         """
         metric = self.metric
         sums = FidelitySums()
@@ -169,7 +169,10 @@ class Evaluator:
                     raise InputError(
                         f"metric {metric.name} is {self._original} for the original; correct it, or its data"
                     )
-            original, compressed = self._original, _apply(metric, kept, self._dataset)
+            try:
+                original, compressed = self._original, _apply(metric, kept, self._dataset)
+            except InputError as error:  # it could judge the original
+                raise VerificationError(f"the compressed model's outputs cannot be judged: {error}") from error
         samples = len(self._dataset)
         return Evaluation(metric.name, original, compressed, metric.higher_is_better, fidelity, samples)
 

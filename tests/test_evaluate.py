@@ -221,3 +221,17 @@ def test_small_outputs_of_the_reference_are_computed_once(
     assert results[0] == results[1] == results[2]
     assert sum(of is reference for of in runs) == runs_of_reference
     assert sum(of is candidate for of in runs) == 9
+
+
+def test_a_metric_that_fails_on_the_compressed_model_alone_blames_that_model() -> None:
+    original, broken = linear(WEIGHT), linear(np.full_like(WEIGHT, np.nan))
+
+    def strict(outputs: list[dict[str, Any]], _: Any) -> float:
+        if not all(np.isfinite(value).all() for batch in outputs for value in batch.values()):
+            raise ValueError("NaN")
+        return 1.0
+
+    data = Dataset.from_arrays({"x": X}, model=original)
+    evaluator = Evaluator(original, data, evaluate.Metric("strict", of_outputs=strict))
+    with pytest.raises(VerificationError, match="cannot be judged: metric strict failed with ValueError: NaN"):
+        evaluator.evaluate(broken)
