@@ -20,6 +20,7 @@ from onnxcomp.errors import InputError, PassError, UsageError
 from onnxcomp.evaluate import metric_named
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
+from onnxcomp.passbase import Pass
 from onnxcomp.pipeline import Pipeline, recipe_names
 from onnxcomp.registry import pass_class, pass_names
 from onnxcomp.report.console import Page, progress_bars
@@ -77,6 +78,10 @@ class _Job:
     test_data: Dataset | None
     timings: TimingTable
 
+    def is_required(self, passed: Pass) -> bool:
+        """Whether the user did not ask for the pass: another one requires it."""
+        return passed.name not in {asked.name for asked in self.pipeline.passes}
+
 
 def compress_model(request: Request) -> int:
     """Compress, print the table, write the report; 3 when a pass was rolled back."""
@@ -113,8 +118,7 @@ def compress_model(request: Request) -> int:
 
 def _order(job: _Job) -> str:
     """The passes in the order they run in."""
-    asked = {passed.name for passed in job.pipeline.passes}
-    steps = (str(passed) if passed.name in asked else f"{passed} (required)" for passed in job.scheduled.passes)
+    steps = (f"{passed} (required)" if job.is_required(passed) else str(passed) for passed in job.scheduled.passes)
     return f"passes: {', '.join(steps)}"
 
 
@@ -138,10 +142,9 @@ def show_plan(request: Request) -> int:
     samples = prepare_samples(job.model, job.data, job.test_data, request.seed)
     page = Page()
     page.line(f"model: {request.model}, {len(weighted_layers(job.model))} weighted layers")
-    asked = {passed.name for passed in job.pipeline.passes}
     for number, passed in enumerate(job.scheduled.passes, 1):
         options = ", ".join(f"{name}={value!r}" for name, value in passed.model_dump().items())
-        added = "" if passed.name in asked else " (required by another)"
+        added = " (required by another)" if job.is_required(passed) else ""
         page.line(f"pass {number}: {passed.name}({options}){added}")
     for purpose, dataset in (("calibrate", samples.calibration), ("evaluate", samples.evaluation)):
         if dataset is None:

@@ -151,26 +151,26 @@ class Evaluator:
         """
         metric = self.metric
         sums = FidelitySums()
-        own: list[dict[str, Any]] = []  # outputs of the reference, until its metric is known, and of the candidate
-        kept: list[dict[str, Any]] = []
+        references: list[dict[str, Any]] = []  # for the metric, until the reference's is known
+        candidates: list[dict[str, Any]] = []
         for pair in zip(self._reference_outputs(), outputs(candidate, self._dataset), strict=True):
             sums.update(*pair)
             if metric.of_outputs is not None:
-                kept.append(pair[1])
+                candidates.append(pair[1])
                 if self._original is None:
-                    own.append(pair[0])
+                    references.append(pair[0])
         fidelity = sums.result()
         if metric.of_fidelity is not None:
             original, compressed = metric.perfect, metric.of_fidelity(fidelity)
         else:
             if self._original is None:
-                self._original = _apply(metric, own, self._dataset)
+                self._original = _apply(metric, references, self._dataset)
                 if not math.isfinite(self._original):
                     raise InputError(
                         f"metric {metric.name} is {self._original} for the original; correct it, or its data"
                     )
             try:
-                original, compressed = self._original, _apply(metric, kept, self._dataset)
+                original, compressed = self._original, _apply(metric, candidates, self._dataset)
             except InputError as error:  # it could judge the original
                 raise VerificationError(f"the compressed model's outputs cannot be judged: {error}") from error
         samples = len(self._dataset)
