@@ -267,8 +267,8 @@ class PassReport(Section):
     flops: int
     """FLOPs after it."""
     fidelity: Fidelity | None = None
-    """Of the model after it against the original; null when it was not measured. Of a pass that was rolled back
-    because it cost too much accuracy: of the model that it had made."""
+    """Of the model after it against the original; null when it was not measured. Of a pass that was rolled back:
+    of the model that stands, which is the one before it."""
     metric: Figure = None
     """The metric after it; null when it was not measured. Of a pass that was rolled back, as ``fidelity``."""
     latency_ratio: Figure = None
@@ -289,7 +289,7 @@ class Result(Section):
     flops: int
     """Of one inference of one sample: two for each multiply-accumulate."""
     metric: Metric | None = None
-    """The figure of merit; null without evaluation samples."""
+    """The figure of merit; without evaluation samples it is measured on one random input."""
     budget_met: bool | None = None
     """Whether the metric dropped by no more than ``max_drop``; null without a limit."""
     fidelity: Fidelity
