@@ -278,7 +278,7 @@ class Separable:
 def exhaustive(losses: Sequence[Array], cost: Separable, limit: float) -> float:
     """The least total loss of all ways to stay within the limit."""
     ways = itertools.product(*[range(len(curve)) for curve in losses])
-    return min(total_loss(losses, steps) for steps in ways if cost.total(steps) <= limit + 1e-9)
+    return min(total_loss(losses, steps) for steps in ways if cost.total(steps) <= limit)
 
 
 def total_loss(losses: Sequence[Array], steps: Sequence[int]) -> float:
@@ -299,7 +299,7 @@ def test_equal_savings_are_allocated_at_the_least_loss(increments: list[list[flo
     cost = Separable([1.0] * len(losses))
     limit = 100.0 - part * sum(len(curve) - 1 for curve in losses)
     steps = allocate(losses, cost, limit)
-    assert cost.total(steps) <= limit + 1e-9
+    assert cost.total(steps) <= limit
     assert total_loss(losses, steps) == pytest.approx(exhaustive(losses, cost, limit))
 
 
