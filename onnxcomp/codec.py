@@ -18,28 +18,27 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from onnxcomp.messages import lay_over, proto_graphs, shell
 from onnxcomp.origins import (
-    GraphOrigin,
-    NodeOrigin,
-    copy_fields,
-    home_of,
-    name_of,
+    function_origin_of,
+    graph_origin_of,
     nested_graphs,
-    origin_of,
-    proto_graphs,
-    set_aside,
+    tag_function,
     tag_graphs,
     tag_nodes,
+    take_function_origin,
     take_graph_origin,
+    take_node_origin,
 )
+from onnxcomp.overlay import overlay_function, overlay_graph
 
 __all__ = ["export_model", "import_model", "nested_graphs"]
 
 # graphsurgeon reports what it cannot hold as warnings on stderr; here that is carried over instead.
 G_LOGGER.severity = G_LOGGER.ERROR
 
-_MODEL_OWNED = {"graph", "functions", "opset_import", "ir_version", "producer_name", "producer_version"}
-_FUNCTION_OWNED = {"name", "domain", "input", "output", "node", "opset_import", "attribute", "attribute_proto"}
+_MODEL_OWNED = ("ir_version", "producer_name", "producer_version")
+_STANDARD = ("", "ai.onnx")
 _MIN_IR_FOR_FREE_INITIALIZERS = 4  # before it, every initializer had to be a graph input too
 
 
@@ -48,18 +47,23 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
 
     ``proto`` is taken over: the graph refers to its tensors, and what graphsurgeon cannot hold is moved out of it.
     """
-    header = onnx.ModelProto()
-    copy_fields(proto, header, skip=_MODEL_OWNED)
-    header.functions.extend(proto.functions)
-    graph_origins = [take_graph_origin(graph) for graph in proto_graphs(proto.graph)]
+    header = shell(proto, without=("graph", "functions", "opset_import"))
+    trained = {name for info in proto.training_info for name in _names_in(info)}
     roots = [proto.graph, *proto.functions]
-    node_origins = iter([set_aside(node) for root in roots for graph in proto_graphs(root) for node in graph.node])
+    bodies = [graph for root in roots for graph in proto_graphs(root) if isinstance(graph, onnx.GraphProto)]
+    graph_origins = [take_graph_origin(graph, pinned=trained) for graph in bodies]
+    node_origins = [take_node_origin(node) for root in roots for graph in proto_graphs(root) for node in graph.node]
+    function_origins = [take_function_origin(function) for function in proto.functions]
+    used = [_domains_used(root) for root in roots]
+    declared = [{entry.domain for entry in root.opset_import} for root in (proto, *proto.functions)]
     graph = gs.import_onnx(proto)
-    tag_graphs(graph, graph_origins)
-    for root in (graph, *graph.functions):
-        tag_nodes(root, node_origins)
-    for function, original in zip(graph.functions, header.functions, strict=True):
-        vars(function)["onnx_origin"] = (original, _function_text(function))
+    tag_graphs([*nested_graphs(graph), *_function_bodies(graph)], graph_origins)
+    tags = iter(node_origins)
+    for root, domains, names in zip((graph, *graph.functions), declared, used, strict=True):
+        tag_nodes(root, tags)
+        vars(root).update(domains_declared=domains, domains_undeclared=names - domains)
+    for function, origin in zip(graph.functions, function_origins, strict=True):
+        tag_function(function, origin)
     vars(graph)["ir_as_imported"] = proto.ir_version
     return graph, header
 
@@ -67,16 +71,14 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
 def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
     """A new model of what the graph holds now, with the header and every tag laid over it."""
     with _encoded(graph):
-        functions = [_export_function(function) for function in graph.functions]
         exported: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
-    copy_fields(header, exported, skip=_MODEL_OWNED)
-    del exported.functions[:]
-    exported.functions.extend(functions)
-    _overlay_graph(graph, exported.graph, outer=set(), enclosing=())
-    for field in ("producer_name", "producer_version"):
-        if not getattr(exported, field):
-            exported.ClearField(field)
-    inputs = {value.name for value in exported.graph.input}
+    lay_over(header, exported, owned=_MODEL_OWNED)
+    _forget_undeclared(graph, exported)
+    for function, function_proto in zip(graph.functions, exported.functions, strict=True):
+        overlay_function(function, function_origin_of(function), function_proto)
+        _forget_undeclared(function, function_proto)
+    overlay_graph(graph, exported.graph)
+    inputs = {value.name for value in exported.graph.input} | _bare_initializers(graph)
     if exported.ir_version < _MIN_IR_FOR_FREE_INITIALIZERS and any(
         tensor.name not in inputs for tensor in exported.graph.initializer
     ):
@@ -84,6 +86,46 @@ def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
     if vars(graph).get("ir_as_imported", exported.ir_version) < _MIN_IR_FOR_FREE_INITIALIZERS:
         _free_initializers(exported)
     return exported
+
+
+def _names_in(info: onnx.TrainingInfoProto) -> Iterator[str]:
+    """Names that training may take from the graph that is trained."""
+    for graph in (info.initialization, info.algorithm):
+        for body in proto_graphs(graph):
+            for node in body.node:
+                yield from node.input
+    for binding in (*info.initialization_binding, *info.update_binding):
+        yield from (binding.key, binding.value)
+
+
+def _function_bodies(graph: gs.Graph) -> Iterator[gs.Graph]:
+    for function in graph.functions:
+        yield from (nested for nested in nested_graphs(function) if nested is not function)
+
+
+def _domains_used(root: onnx.GraphProto | onnx.FunctionProto) -> set[str]:
+    return {node.domain for graph in proto_graphs(root) for node in graph.node}
+
+
+def _forget_undeclared(item: gs.Graph, exported: onnx.ModelProto | onnx.FunctionProto) -> None:
+    """graphsurgeon imports every domain that nodes use, in what it writes and in what it was given.
+
+    What the file did without it still does: an alias of the standard domain above all, which is not to be imported
+    twice.
+    """
+    tags = vars(item)
+    for imports in (exported.opset_import, item.import_domains):
+        standard = [entry.domain for entry in imports if entry.domain in _STANDARD]
+        extra = tags.get("domains_undeclared", set()) | (set(standard[1:]) - tags.get("domains_declared", set()))
+        for index in reversed(range(len(imports))):
+            if imports[index].domain in extra:
+                del imports[index]
+
+
+def _bare_initializers(graph: gs.Graph) -> set[str]:
+    """Initializers that were no inputs in the file, whatever its version said of them."""
+    origin = graph_origin_of(graph)
+    return set() if origin is None else set(origin.initializer_order) - {value.name for value in origin.inputs}
 
 
 def _free_initializers(exported: onnx.ModelProto) -> None:
@@ -144,207 +186,3 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
 def _plain(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Text as Python objects, which is how onnx takes it."""
     return values.astype(object) if values.dtype.kind in "US" else values
-
-
-# -- overlay -----------------------------------------------------------------------------------------------
-
-
-def _overlay_graph(
-    graph: gs.Graph, exported: onnx.GraphProto, outer: set[int], enclosing: Sequence[GraphOrigin]
-) -> list[tuple[gs.Constant, Any]]:
-    """Lay its origin over an exported graph.
-
-    Args:
-        outer: ``id`` of the constants that the graphs around it write.
-        enclosing: origins of the graphs around it.
-
-    Returns:
-        constants that only bodies read, with their messages: for the graph around this one that they came from.
-    """
-    origin = origin_of(graph)
-    assert origin is None or isinstance(origin, GraphOrigin)
-    constants = {name: tensor for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)}
-    homeless = _take_outer_initializers(exported, constants, outer, enclosing)
-    visible = outer | {id(tensor) for tensor in constants.values()}
-    within = enclosing if origin is None else (*enclosing, origin)
-    returned: dict[int, tuple[gs.Constant, Any]] = {}
-    for node, node_proto in zip(graph.nodes, exported.node, strict=True):
-        _overlay_node(node, node_proto)
-        bodies = (attribute for attribute in node.attrs.values() if isinstance(attribute, gs.Graph))
-        body_protos = (attribute.g for attribute in node_proto.attribute if attribute.type == attribute.GRAPH)
-        for body, body_proto in zip(bodies, body_protos, strict=True):
-            returned |= {id(item[0]): item for item in _overlay_graph(body, body_proto, visible, within)}
-    for tensor, message in returned.values():
-        if home_of(tensor) is origin:
-            _field_of(exported, message).append(message)
-        else:
-            homeless.append((tensor, message))
-    if origin is not None:
-        _overlay_values(graph, origin, exported, nested=bool(enclosing))
-    return homeless
-
-
-def _take_outer_initializers(
-    exported: onnx.GraphProto,
-    constants: dict[str, gs.Constant],
-    outer: set[int],
-    enclosing: Sequence[GraphOrigin],
-) -> list[tuple[gs.Constant, Any]]:
-    """A body sees the initializers of the graphs around it; graphsurgeon writes it copies of them.
-
-    Returns:
-        those that no graph around it writes, though one of them held them.
-    """
-    homeless: list[tuple[gs.Constant, Any]] = []
-    for field in (exported.initializer, exported.sparse_initializer):
-        for index in reversed(range(len(field))):
-            tensor = constants[name_of(field[index])]
-            if id(tensor) in outer:
-                del field[index]
-            elif any(home_of(tensor) is origin for origin in enclosing):
-                homeless.insert(0, (tensor, type(field[index]).FromString(field[index].SerializeToString())))
-                del field[index]
-    return homeless
-
-
-def _field_of(exported: onnx.GraphProto, message: Any) -> Any:
-    return exported.sparse_initializer if isinstance(message, onnx.SparseTensorProto) else exported.initializer
-
-
-def _overlay_values(graph: gs.Graph, origin: GraphOrigin, exported: onnx.GraphProto, nested: bool) -> None:
-    """Initializers, inputs and declared values: what was dropped, in the order it stood in."""
-    names = {tensor.name for inner in nested_graphs(graph) for tensor in inner.tensors().values()}
-    copy_fields(origin.fields, exported, skip={"quantization_annotation"})
-    exported.quantization_annotation.extend(
-        note for note in origin.fields.quantization_annotation if note.tensor_name in names
-    )
-    present = {name_of(tensor) for tensor in (*exported.initializer, *exported.sparse_initializer)}
-    for message in (*origin.unused, *origin.unused_sparse):
-        if name_of(message) not in names | present:
-            _field_of(exported, message).append(message)
-    for tensor in exported.initializer:
-        if tensor.name in origin.described:
-            copy_fields(origin.described[tensor.name], tensor, skip=set())
-    for field in (exported.initializer, exported.sparse_initializer):
-        _sort(field, origin.initializer_order)
-    _overlay_inputs(origin, exported)
-    if nested:
-        _drop_outer_values(graph, origin, exported)
-    exported.value_info.extend(_undeclared(origin, exported, names))
-    for value in (*exported.input, *exported.output, *exported.value_info):
-        _overlay_value(value, origin.values.get(value.name))
-    _sort(exported.value_info, origin.value_order)
-
-
-def _sort(field: Any, order: Sequence[str]) -> None:
-    """What stood in the file in its order, what is new behind it."""
-    place = {name: index for index, name in enumerate(order)}
-    field.sort(key=lambda item: place.get(name_of(item), len(place)))
-
-
-def _overlay_inputs(origin: GraphOrigin, exported: onnx.GraphProto) -> None:
-    """Initializers that were graph inputs (a default value, or IR 3) are again, in their old order."""
-    live = {value.name: onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in exported.input}
-    initializers = {name_of(tensor) for tensor in (*exported.initializer, *exported.sparse_initializer)}
-    del exported.input[:]
-    for value in origin.inputs:
-        if value.name in live:
-            exported.input.append(live.pop(value.name))
-        elif value.name in initializers:
-            exported.input.append(value)
-    exported.input.extend(live.values())
-
-
-def _drop_outer_values(graph: gs.Graph, origin: GraphOrigin, exported: onnx.GraphProto) -> None:
-    """graphsurgeon declares in a body what the body reads from outside."""
-    own = {tensor.name for node in graph.nodes for tensor in node.outputs} | set(origin.value_order)
-    for index in reversed(range(len(exported.value_info))):
-        if exported.value_info[index].name not in own:
-            del exported.value_info[index]
-
-
-def _undeclared(origin: GraphOrigin, exported: onnx.GraphProto, names: set[str]) -> list[onnx.ValueInfoProto]:
-    """Declared values that graphsurgeon did not write and that still hold."""
-    written = {value.name for value in (*exported.value_info, *exported.input, *exported.output)}
-    types = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in exported.initializer}
-    foreign = {value.name for value in origin.foreign}
-    found = []
-    for name in origin.value_order:
-        value = origin.values[name]
-        if name in written:
-            continue
-        if name in types:
-            holds = _plain_type(value.type) == types[name]
-        elif name in foreign:
-            holds = name not in names
-        else:
-            holds = name in names and not _held_type(value.type)
-        if holds:
-            found.append(value)
-    return found
-
-
-def _overlay_value(value: onnx.ValueInfoProto, origin: onnx.ValueInfoProto | None) -> None:
-    """Documentation and metadata always; the whole type (denotations) unless a pass changed it."""
-    if origin is None:
-        return
-    copy_fields(origin, value, skip={"name", "type"})
-    untyped = not value.HasField("type") and not _held_type(origin.type)
-    if origin.HasField("type") and (untyped or _plain_type(origin.type) == _plain_type(value.type)):
-        value.type.CopyFrom(origin.type)
-
-
-def _held_type(kind: onnx.TypeProto) -> bool:
-    """Whether graphsurgeon was given the type."""
-    return bool(kind.HasField("tensor_type") and kind.tensor_type.elem_type)
-
-
-def _plain_type(kind: onnx.TypeProto) -> Any:
-    """Element type and dimensions, without denotations; other kinds of value are compared by kind alone."""
-    if not kind.HasField("tensor_type"):
-        return kind.WhichOneof("value")
-    tensor = kind.tensor_type
-    dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] if tensor.HasField("shape") else None
-    return tensor.elem_type, dims
-
-
-def _overlay_node(node: gs.Node, exported: onnx.NodeProto) -> None:
-    for attribute in exported.attribute:
-        if attribute.HasField("t") and not attribute.t.name:
-            attribute.t.ClearField("name")  # graphsurgeon sets it to nothing
-    origin = origin_of(node)
-    if not isinstance(origin, NodeOrigin):
-        return
-    copy_fields(origin.fields, exported, skip=set())
-    present = {attribute.name for attribute in exported.attribute}
-    exported.attribute.extend(attribute for attribute in origin.aside if attribute.name not in present)
-    _sort(exported.attribute, origin.order)
-    for attribute in exported.attribute:
-        if attribute.name in origin.documented:
-            attribute.doc_string = origin.documented[attribute.name]
-
-
-# -- functions ---------------------------------------------------------------------------------------------
-
-
-def _function_text(function: gs.Function) -> bytes:
-    """A model-local function as graphsurgeon writes it, to see whether a pass changed it."""
-    exported = gs.exporters.onnx_exporter.OnnxExporter.export_function(function)
-    text: bytes = exported.SerializeToString(deterministic=True)
-    return text
-
-
-def _export_function(function: gs.Function) -> onnx.FunctionProto:
-    """The function as it came unless a pass changed it."""
-    exporter = gs.exporters.onnx_exporter.OnnxExporter
-    exported: onnx.FunctionProto = exporter.export_function(function)
-    original, text = vars(function).get("onnx_origin", (None, None))
-    if original is None:
-        return exported
-    if exported.SerializeToString(deterministic=True) == text:
-        return original  # type: ignore[no-any-return]
-    copy_fields(original, exported, skip=_FUNCTION_OWNED)
-    added = len(exported.node) - len(function.nodes)  # constants, which graphsurgeon writes as nodes in front
-    for node, node_proto in zip(function.nodes, exported.node[added:], strict=True):
-        _overlay_node(node, node_proto)
-    return exported

@@ -16,7 +16,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnxcomp import codec
 from onnxcomp.errors import InputError
 from onnxcomp.graph.state import GraphState
-from onnxcomp.origins import proto_graphs
+from onnxcomp.messages import proto_graphs
 
 __all__ = ["Model"]
 
