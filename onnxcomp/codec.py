@@ -8,21 +8,20 @@ drops is laid over its export.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxcomp.messages import lay_over, proto_graphs, shell
 from onnxcomp.origins import (
     function_origin_of,
     graph_origin_of,
-    nested_graphs,
     tag_function,
     tag_graphs,
     tag_nodes,
@@ -31,6 +30,7 @@ from onnxcomp.origins import (
     take_node_origin,
 )
 from onnxcomp.overlay import overlay_function, overlay_graph
+from onnxcomp.scopes import nested_graphs, unhide_initializers
 
 __all__ = ["export_model", "import_model", "nested_graphs"]
 
@@ -55,9 +55,12 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     node_origins = [take_node_origin(node) for root in roots for graph in proto_graphs(root) for node in graph.node]
     function_origins = [take_function_origin(function) for function in proto.functions]
     used = [_domains_used(root) for root in roots]
-    declared = [{entry.domain for entry in root.opset_import} for root in (proto, *proto.functions)]
+    imports = [root.opset_import or proto.opset_import for root in (proto, *proto.functions)]
+    declared = [{entry.domain for entry in field} for field in imports]
     graph = gs.import_onnx(proto)
-    tag_graphs([*nested_graphs(graph), *_function_bodies(graph)], graph_origins)
+    graphs = [*nested_graphs(graph), *_function_bodies(graph)]
+    unhide_initializers(graphs, bodies)
+    tag_graphs(graphs, graph_origins)
     tags = iter(node_origins)
     for root, domains, names in zip((graph, *graph.functions), declared, used, strict=True):
         tag_nodes(root, tags)
@@ -146,8 +149,8 @@ def _free_initializers(exported: onnx.ModelProto) -> None:
 def _encoded(graph: gs.Graph) -> Iterator[None]:
     """Constants that graphsurgeon would write wrongly stand encoded while it writes.
 
-    It has no encoding for strings and types under a byte and a wrong one for a float8 type, and it writes the name
-    of a constant into the message of its value, which two constants may share.
+    It has no encoding for strings and types under a byte and a wrong one for a float8 type, it writes the name
+    of a constant into the message of its value, which two constants may share, and not the name of a sparse one.
     """
     swapped: list[tuple[gs.Constant, Any]] = []
     owners: dict[int, gs.Constant] = {}
@@ -160,6 +163,8 @@ def _encoded(graph: gs.Graph) -> Iterator[None]:
                     message = onnx.numpy_helper.from_array(_plain(values), tensor.name)
             elif owners.setdefault(id(values.tensor), tensor) is not tensor:
                 message = type(values.tensor).FromString(values.tensor.SerializeToString())
+            if isinstance(values, SparseValues):
+                (values.tensor if message is None else message).values.name = tensor.name
             if message is not None:
                 swapped.append((tensor, values))
                 tensor._values = (LazyValues if isinstance(values, np.ndarray) else type(values))(message)

@@ -43,9 +43,7 @@ def shell(message: M, without: Collection[str]) -> M:
     return result
 
 
-def lay_over(
-    original: Message, exported: Message, owned: Collection[str] = (), skip: Collection[str] = ()
-) -> None:
+def lay_over(original: Message, exported: Message, owned: Collection[str] = (), skip: Collection[str] = ()) -> None:
     """Put what a message came with over what was written for it.
 
     Args:

@@ -15,7 +15,8 @@ import onnx_graphsurgeon as gs
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from onnxcomp.errors import InputError
-from onnxcomp.messages import copied, name_of, proto_graphs, shell
+from onnxcomp.messages import copied, name_of, shell
+from onnxcomp.scopes import nested_graphs
 
 __all__ = [
     "AttributeOrigin",
@@ -179,15 +180,6 @@ def drops_unused(graph: gs.Graph) -> bool:
 # -- walks -------------------------------------------------------------------------------------------------
 
 
-def nested_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
-    """The graph and, depth first, the bodies of its control-flow nodes."""
-    yield graph
-    for node in graph.nodes:
-        for attribute in node.attrs.values():
-            if isinstance(attribute, gs.Graph):
-                yield from nested_graphs(attribute)
-
-
 def _bodies(graph: gs.Graph) -> Iterator[gs.Graph]:
     """The graph, its bodies and those of its functions."""
     yield from nested_graphs(graph)
@@ -258,16 +250,21 @@ def take_node_origin(node: onnx.NodeProto) -> NodeOrigin:
     return NodeOrigin(fields, take_attributes(node.attribute, f"node {node.name or node.op_type!r}"))
 
 
-def take_attributes(attributes: Any, owner: str) -> AttributeOrigin:
-    """The origin of a repeated field of attributes; those that graphsurgeon cannot hold leave the field for it."""
+def take_attributes(attributes: Any, owner: str, defaults: bool = False) -> AttributeOrigin:
+    """The origin of a repeated field of attributes; those that graphsurgeon cannot hold leave the field for it.
+
+    Args:
+        defaults: whether they are the default values of a function's attributes.
+    """
     names = [attribute.name for attribute in attributes]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{owner} has two attributes named {twice!r}, and which one counts is undefined; remove one")
-    messages, aside = [], set()
+    messages: list[onnx.AttributeProto] = []
+    aside: set[str] = set()
     for index in reversed(range(len(attributes))):
         attribute = attributes[index]
-        if _holds(attribute):
+        if _holds(attribute) and not (defaults and attribute.type == Kind.GRAPH):
             messages.insert(0, _without_data(attribute))
             if not attribute.HasField("type"):
                 attribute.type = _kind_of(attribute)
@@ -279,22 +276,20 @@ def take_attributes(attributes: Any, owner: str) -> AttributeOrigin:
     return AttributeOrigin(messages, frozenset(aside))
 
 
-def _kind_of(attribute: onnx.AttributeProto) -> int:
+def _kind_of(attribute: onnx.AttributeProto) -> Kind.AttributeType:
     """The attribute's type; the oldest files do not say, but only one field is set."""
     if attribute.type or attribute.ref_attr_name or len(UnknownFieldSet(attribute)):
-        return int(attribute.type)
-    filled = {item.name for item, _ in attribute.ListFields()} & (set(PAYLOADS.values()) | {"graphs", "tensors"}) 
+        return attribute.type
+    filled = {item.name for item, _ in attribute.ListFields()} & (set(PAYLOADS.values()) | {"graphs", "tensors"})
     kinds = [kind for kind, payload in PAYLOADS.items() if {payload} == filled and kind != Kind.GRAPH]
-    return kinds[0] if kinds else int(Kind.UNDEFINED)
+    return kinds[0] if kinds else Kind.UNDEFINED
 
 
 def _holds(attribute: onnx.AttributeProto) -> bool:
     """Whether graphsurgeon can take the attribute in and give it back."""
     kind = _kind_of(attribute)
-    if attribute.ref_attr_name:
-        return kind != Kind.UNDEFINED
-    if kind not in PAYLOADS:
-        return False
+    if kind not in PAYLOADS or attribute.ref_attr_name:
+        return kind in PAYLOADS
     if kind in _LISTS and not getattr(attribute, PAYLOADS[kind]):
         return False  # it could not tell the type of an empty list
     if kind == Kind.TENSOR and not _known(attribute.t.data_type):
@@ -385,7 +380,7 @@ def _refuse_ambiguous(graph: onnx.GraphProto, tensors: Sequence[Any]) -> None:
 def take_function_origin(function: onnx.FunctionProto) -> FunctionOrigin:
     """The function's origin; default values that graphsurgeon cannot hold leave the function for it."""
     owned = ("input", "output", "attribute", "attribute_proto", "node", "opset_import")
-    defaults = take_attributes(function.attribute_proto, f"function {function.name!r}")
+    defaults = take_attributes(function.attribute_proto, f"function {function.name!r}", defaults=True)
     return FunctionOrigin(shell(function, without=owned), defaults, imports=bool(function.opset_import))
 
 

@@ -6,7 +6,7 @@ given, so nothing needs to be told that a pass edited something.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import onnx
@@ -259,9 +259,7 @@ def _still_declared(
     return None if _held_type(original.type) else original
 
 
-def _merged(
-    original: onnx.ValueInfoProto, written: onnx.ValueInfoProto, unchanged: set[str]
-) -> onnx.ValueInfoProto:
+def _merged(original: onnx.ValueInfoProto, written: onnx.ValueInfoProto, unchanged: set[str]) -> onnx.ValueInfoProto:
     """Documentation and metadata always; the whole type (denotations) unless a pass changed it."""
     if original.name in unchanged:
         return original
@@ -281,10 +279,12 @@ def _fitted(value: onnx.ValueInfoProto, tensor: Message) -> onnx.ValueInfoProto:
     declared = value.type.tensor_type
     fits = declared.elem_type == tensor.data_type and (
         not declared.HasField("shape")
-        or len(declared.shape.dim) == len(tensor.dims)
-        and all(
-            not dim.HasField("dim_value") or dim.dim_value == size
-            for dim, size in zip(declared.shape.dim, tensor.dims, strict=True)
+        or (
+            len(declared.shape.dim) == len(tensor.dims)
+            and all(
+                not dim.HasField("dim_value") or dim.dim_value == size
+                for dim, size in zip(declared.shape.dim, tensor.dims, strict=True)
+            )
         )
     )
     if fits:

@@ -268,7 +268,9 @@ def values_declared_twice() -> onnx.ModelProto:
     proto = surround([helper.make_node("Neg", ["x"], ["h"]), layer()])
     again = value("y", "N", 3)
     again.doc_string = "again"
-    proto.graph.value_info.extend([value("w", 4, 3), value("x", "N", 4), again, value("h", "N", 4), value("h", None, 4)])
+    proto.graph.value_info.extend(
+        [value("w", 4, 3), value("x", "N", 4), again, value("h", "N", 4), value("h", None, 4)]
+    )
     return proto
 
 
@@ -565,7 +567,10 @@ def sparse_initializers() -> onnx.ModelProto:
 
 @construct
 def branches_with_weights_of_their_own() -> onnx.ModelProto:
-    then, other = body("then", initializer=[tensor("w", 4, 3)]), body("else", reads="v", initializer=[tensor("v", 4, 3)])
+    then, other = (
+        body("then", initializer=[tensor("w", 4, 3)]),
+        body("else", reads="v", initializer=[tensor("v", 4, 3)]),
+    )
     note(then, branch="then")
     then.doc_string = "taken when c"
     then.initializer[0].doc_string = "inner weight"
@@ -601,7 +606,9 @@ def branches_with_the_same_names() -> onnx.ModelProto:
 def branches_of_rare_things() -> onnx.ModelProto:
     """Attributes, values and tensors that are hard to keep, two bodies deep."""
     odd = helper.make_node("Odd", ["x"], ["kept"], domain=CUSTOM, name="inner/odd", doc_string="odd")
-    odd.attribute.extend([_list_of("ints"), helper.make_attribute("s", b"\xff"), helper.make_attribute("kind", _SEQUENCE)])
+    odd.attribute.extend(
+        [_list_of("ints"), helper.make_attribute("s", b"\xff"), helper.make_attribute("kind", _SEQUENCE)]
+    )
     inner = body("inner", odd, reads="v", initializer=[tensor("v", 4, 3), tensor("inner.idle", 2)])
     inner.value_info.append(helper.make_value_info("kept", _SEQUENCE))
     inner.sparse_initializer.append(sparse(name="inner.sparse"))
@@ -617,7 +624,9 @@ def branch_without_names() -> onnx.ModelProto:
     then = body("then", initializer=[tensor("w", 4, 3)])
     then.ClearField("name")
     then.output[0].ClearField("type")
-    other = body("else", helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.eye(4)[:, :3])), reads="k")
+    other = body(
+        "else", helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.eye(4)[:, :3])), reads="k"
+    )
     return surround([branch(then, other)], [], inputs=[CONDITION])
 
 
