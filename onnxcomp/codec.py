@@ -30,6 +30,7 @@ from onnxcomp.origins import (
     take_node_origin,
 )
 from onnxcomp.overlay import overlay_function, overlay_graph
+from onnxcomp.refusals import refuse_external
 from onnxcomp.scopes import nested_graphs, unhide_initializers
 
 __all__ = ["export_model", "import_model", "nested_graphs"]
@@ -48,6 +49,8 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     ``proto`` is taken over: the graph refers to its tensors, and what graphsurgeon cannot hold is moved out of it.
     """
     header = shell(proto, without=("graph", "functions", "opset_import"))
+    for info in proto.training_info:
+        refuse_external(info, "the training information")
     trained = {name for info in proto.training_info for name in _names_in(info)}
     roots = [proto.graph, *proto.functions]
     bodies = [graph for root in roots for graph in proto_graphs(root) if isinstance(graph, onnx.GraphProto)]

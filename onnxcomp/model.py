@@ -73,6 +73,8 @@ class Model:
     def _adopt(cls, proto: onnx.ModelProto, path: Path | None) -> Model:
         try:
             graph, header = codec.import_model(proto)
+        except InputError as error:
+            raise InputError(f"{path or 'the model'}: {error}") from None
         except Exception as error:  # graphsurgeon raises whatever its parser stumbles over
             raise InputError(f"{path or 'the model'}: cannot be read as a graph: {one_line(error)}") from error
         return cls(graph, header, path)

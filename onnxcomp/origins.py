@@ -14,8 +14,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from onnxcomp.errors import InputError
 from onnxcomp.messages import copied, name_of, shell
+from onnxcomp.refusals import (
+    known_element_type,
+    refuse_capture,
+    refuse_duplicates,
+    refuse_external,
+    refuse_graph,
+)
 from onnxcomp.scopes import nested_graphs
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "FunctionOrigin",
     "GraphOrigin",
     "NodeOrigin",
+    "attributes_aside",
     "drop_unused",
     "drops_unused",
     "function_origin_of",
@@ -55,9 +62,8 @@ PAYLOADS = {
     Kind.STRINGS: "strings",
 }
 _LISTS = (Kind.FLOATS, Kind.INTS, Kind.STRINGS)
-_TENSOR_DATA = ("dims", "data_type", "segment", "external_data", "data_location", "raw_data", "string_data") + tuple(
-    f"{kind}_data" for kind in ("float", "int32", "int64", "double", "uint64")
-)
+_NOTES = ("name", "doc_string", "metadata_props")
+_TENSOR_DATA = tuple(item.name for item in onnx.TensorProto.DESCRIPTOR.fields if item.name not in _NOTES)
 
 _TAG = "onnx_origin"
 _HOME = "onnx_home"
@@ -140,6 +146,12 @@ def node_origin_of(node: gs.Node) -> NodeOrigin | None:
     return origin
 
 
+def attributes_aside(node: gs.Node) -> frozenset[str]:
+    """Names of attributes that the node has and graphsurgeon does not show."""
+    origin = node_origin_of(node)
+    return frozenset() if origin is None else origin.attributes.aside
+
+
 def graph_origin_of(graph: gs.Graph) -> GraphOrigin | None:
     """The tag of a graph; None when a pass made it."""
     origin: GraphOrigin | None = vars(graph).get(_TAG)
@@ -166,9 +178,10 @@ def drop_unused(graph: gs.Graph) -> bool:
     found = False
     for nested in _bodies(graph):
         origin = graph_origin_of(nested)
-        if origin is not None and not drops_unused(nested):
-            if any(name_of(message) not in origin.pinned for message in origin.unused):
-                vars(nested)[_DROPPED] = found = True
+        if origin is None or drops_unused(nested):
+            continue
+        if any(name_of(message) not in origin.pinned for message in origin.unused):
+            vars(nested)[_DROPPED] = found = True
     return found
 
 
@@ -215,13 +228,18 @@ def tag_graphs(graphs: Sequence[gs.Graph], origins: Sequence[GraphOrigin]) -> No
         origin.names.update(tensor_names(graph))
         own = set(origin.initializer_order)
         reached = {tensor.name for tensor in graph.outputs}
-        for inner in nested_graphs(graph):
-            for node in inner.nodes:
-                for tensor in node.inputs:
-                    if isinstance(tensor, gs.Constant) and tensor.name in own:
-                        if vars(tensor).setdefault(_HOME, origin) is origin:
-                            reached.add(tensor.name)
+        for tensor in _tensors_read(graph):
+            if not isinstance(tensor, gs.Constant) or tensor.name not in own:
+                continue
+            if vars(tensor).setdefault(_HOME, origin) is origin:
+                reached.add(tensor.name)
         origin.unused[:] = [message for message in origin.unused if name_of(message) not in reached]
+
+
+def _tensors_read(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    for nested in nested_graphs(graph):
+        for node in nested.nodes:
+            yield from node.inputs
 
 
 def tag_nodes(graph: gs.Graph, origins: Iterator[NodeOrigin]) -> None:
@@ -256,10 +274,7 @@ def take_attributes(attributes: Any, owner: str, defaults: bool = False) -> Attr
     Args:
         defaults: whether they are the default values of a function's attributes.
     """
-    names = [attribute.name for attribute in attributes]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{owner} has two attributes named {twice!r}, and which one counts is undefined; remove one")
+    refuse_duplicates([attribute.name for attribute in attributes], owner, "attributes")
     messages: list[onnx.AttributeProto] = []
     aside: set[str] = set()
     for index in reversed(range(len(attributes))):
@@ -269,7 +284,9 @@ def take_attributes(attributes: Any, owner: str, defaults: bool = False) -> Attr
             if not attribute.HasField("type"):
                 attribute.type = _kind_of(attribute)
         else:
-            _refuse_capture(attribute, owner)
+            where = f"the attribute {attribute.name!r} of the {owner}"
+            refuse_capture((attribute.g, *attribute.graphs), where)
+            refuse_external(attribute, where)
             messages.insert(0, copied(attribute))
             aside.add(attribute.name)
             del attributes[index]
@@ -292,7 +309,7 @@ def _holds(attribute: onnx.AttributeProto) -> bool:
         return kind in PAYLOADS
     if kind in _LISTS and not getattr(attribute, PAYLOADS[kind]):
         return False  # it could not tell the type of an empty list
-    if kind == Kind.TENSOR and not _known(attribute.t.data_type):
+    if kind == Kind.TENSOR and (attribute.t.HasField("segment") or not known_element_type(attribute.t.data_type)):
         return False
     try:
         for text in (attribute.s, *attribute.strings):
@@ -311,17 +328,6 @@ def _without_data(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
     return kept
 
 
-def _refuse_capture(attribute: onnx.AttributeProto, owner: str) -> None:
-    """A list of graphs is kept as it is, which is wrong if the graphs around it are edited and it reads of them."""
-    for body in (attribute.g, *attribute.graphs):
-        for name in _names_read(body):
-            if name and name not in _names_made(body):
-                raise InputError(
-                    f"{owner}: a graph in its attribute {attribute.name!r} reads {name!r} of the graph around it, "
-                    "which a list of graphs cannot be edited with; pass the value as an input of the node"
-                )
-
-
 def take_graph_origin(graph: onnx.GraphProto, pinned: Iterable[str] = ()) -> GraphOrigin:
     """The graph's origin; types that graphsurgeon cannot hold leave the graph for it.
 
@@ -332,7 +338,7 @@ def take_graph_origin(graph: onnx.GraphProto, pinned: Iterable[str] = ()) -> Gra
         InputError: initializers or inputs have no name or one name, or are of an unknown type.
     """
     tensors = [*graph.initializer, *graph.sparse_initializer]
-    _refuse_ambiguous(graph, tensors)
+    refuse_graph(graph)
     dense = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
     scales = [entry.value for note in graph.quantization_annotation for entry in note.quant_parameter_tensor_names]
     declared = (*graph.input, *graph.output, *graph.value_info)
@@ -347,34 +353,9 @@ def take_graph_origin(graph: onnx.GraphProto, pinned: Iterable[str] = ()) -> Gra
         pinned=frozenset((*pinned, *scales)),
     )
     for value in declared:
-        if not (value.type.HasField("tensor_type") and _known(value.type.tensor_type.elem_type)):
+        if not (value.type.HasField("tensor_type") and known_element_type(value.type.tensor_type.elem_type)):
             value.ClearField("type")
     return origin
-
-
-def _known(element_type: int) -> bool:
-    return element_type != onnx.TensorProto.UNDEFINED and element_type in onnx.TensorProto.DataType.values()
-
-
-def _refuse_ambiguous(graph: onnx.GraphProto, tensors: Sequence[Any]) -> None:
-    """Files that readers understand in different ways."""
-    where = f"the graph {graph.name!r}"
-    for what, names in (
-        ("initializers", [name_of(tensor) for tensor in tensors]),
-        ("inputs", [value.name for value in graph.input]),
-    ):
-        if "" in names:
-            raise InputError(f"{where} has {what} without a name, which nothing can refer to; name or remove them")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"{where} has two {what} named {twice!r}, and which one counts is undefined; remove one")
-    for tensor in tensors:
-        dense = tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
-        if not _known(dense.data_type):
-            raise InputError(
-                f"the initializer {dense.name!r} has the element type {dense.data_type}, "
-                f"which onnx {onnx.__version__} does not know; install a newer one, or export the model again"
-            )
 
 
 def take_function_origin(function: onnx.FunctionProto) -> FunctionOrigin:
@@ -382,25 +363,3 @@ def take_function_origin(function: onnx.FunctionProto) -> FunctionOrigin:
     owned = ("input", "output", "attribute", "attribute_proto", "node", "opset_import")
     defaults = take_attributes(function.attribute_proto, f"function {function.name!r}", defaults=True)
     return FunctionOrigin(shell(function, without=owned), defaults, imports=bool(function.opset_import))
-
-
-def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names that the graph's outputs, its nodes or their bodies read."""
-    yield from (output.name for output in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _names_read(body)
-
-
-def _names_made(graph: onnx.GraphProto) -> set[str]:
-    """Names that the graph or a body in it gives a value to."""
-    made = {value.name for value in graph.input}
-    made.update(name_of(tensor) for tensor in (*graph.initializer, *graph.sparse_initializer))
-    for node in graph.node:
-        made.update(node.output)
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                made |= _names_made(body)
-    return made

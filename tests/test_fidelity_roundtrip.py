@@ -146,7 +146,7 @@ def test_a_weight_that_is_replaced_is_the_only_difference(name: str, tmp_path: P
     assert differences(found, expected) == []
 
 
-def test_undoing_an_edit_brings_every_field_back(tmp_path: Path) -> None:
+def test_undoing_an_edit_brings_every_field_back() -> None:
     for name, maker in CONSTRUCTS.items():
         model = Model.from_proto(maker())
         state = model.checkpoint()
