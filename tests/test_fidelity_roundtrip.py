@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,25 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from onnx import TensorProto, numpy_helper
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import assign
+from onnxcomp.messages import copied
 from onnxcomp.model import Model
+from onnxcomp.origins import drop_unused
 from tests.compare import differences
 from tests.constructs import CONSTRUCTS
+from tests.constructs.merging import merged
+from tests.generate import networks
+from tests.tensors import array_of, clear_data, gs_tensors, messages_of, other_values, set_data
+from tests.zoo import each_model, zoo_model
 
 Array = np.ndarray[Any, Any]
+
+# Not what belongs to a model as a whole, and what an attribute refers to by name.
+MIXED = [name for name in CONSTRUCTS if not name.startswith(("ir_version", "model_", "standard_domain", "training"))]
 
 each_construct = pytest.mark.parametrize("name", CONSTRUCTS)
 
@@ -32,66 +42,6 @@ def reloaded(proto: onnx.ModelProto, folder: Path, edit: Callable[[Model], None]
         edit(model)
     model.save(result)
     return onnx.load(result)
-
-
-def gs_tensors(model: Model) -> Iterator[gs.Tensor]:
-    """Every tensor that a node of the model, of a body or of a function reads or makes."""
-    for root in (model.graph, *model.graph.functions):
-        for graph in nested_graphs(root):
-            for node in graph.nodes:
-                yield from (*node.inputs, *node.outputs)
-
-
-def messages_of(proto: onnx.ModelProto, name: str) -> list[TensorProto]:
-    """The initializers of a name, and the values of Constant nodes that make it, wherever they stand."""
-    found: list[TensorProto] = []
-
-    def visit(graph: Any) -> None:
-        found.extend(item for item in getattr(graph, "initializer", ()) if item.name == name)
-        for node in graph.node:
-            for attribute in node.attribute:
-                if node.op_type == "Constant" and name in node.output and attribute.HasField("t"):
-                    found.append(attribute.t)
-                visit(attribute.g)
-
-    for root in (proto.graph, *proto.functions):
-        visit(root)
-    return found
-
-
-def set_data(message: TensorProto, array: Array) -> None:
-    """Put an array into a tensor in the way that ONNX itself stores one."""
-    fresh = numpy_helper.from_array(array)
-    clear_data(message)
-    for field in ("raw_data", "string_data"):
-        if getattr(fresh, field):
-            value = getattr(fresh, field)
-            message.raw_data = value if field == "raw_data" else b""
-            if field == "string_data":
-                message.ClearField("raw_data")
-                message.string_data.extend(value)
-
-
-def clear_data(message: TensorProto) -> None:
-    for field in TensorProto.DESCRIPTOR.fields:
-        if field.name.endswith("_data"):
-            message.ClearField(field.name)
-
-
-def array_of(message: TensorProto) -> Array:
-    """A tensor's value, text as bytes."""
-    if message.data_type == TensorProto.STRING:
-        return np.array(list(message.string_data), object).reshape(tuple(message.dims))
-    return numpy_helper.to_array(message)
-
-
-def other_values(array: Array) -> Array:
-    """An array of the same shape and type, with other values if there are any."""
-    if array.dtype == object:
-        return np.array([b"other " + item for item in array.reshape(-1)], object).reshape(array.shape)
-    if array.dtype == bool:
-        return ~array
-    return array.reshape(-1)[::-1].reshape(array.shape) if array.ndim else array + array
 
 
 # -- three settings ------------------------------------------------------------------------------------------
@@ -122,13 +72,10 @@ def test_an_edit_elsewhere_changes_nothing_else(name: str, tmp_path: Path) -> No
     assert differences(reloaded(CONSTRUCTS[name](), tmp_path, edit), expected) == []
 
 
-@each_construct
+@pytest.mark.parametrize("name", [name for name in CONSTRUCTS if messages_of(CONSTRUCTS[name](), "w")])
 def test_a_weight_that_is_replaced_is_the_only_difference(name: str, tmp_path: Path) -> None:
     expected = CONSTRUCTS[name]()
-    messages = messages_of(expected, "w")
-    if not messages:
-        pytest.skip("its value cannot be an array")
-    (message,) = messages
+    (message,) = messages_of(expected, "w")
     old = array_of(message)
     array = other_values(old)
 
@@ -156,7 +103,41 @@ def test_undoing_an_edit_brings_every_field_back() -> None:
                 node.attrs.clear()
         for item in list(gs_tensors(model)):
             item.name = f"new {item.name}"
+        drop_unused(model.graph)
         model.graph.functions.clear()
         model.proto()
         state.restore()
         assert differences(model.proto(), maker()) == [], name
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_mixture_of_constructs_comes_through(data: st.DataObject) -> None:
+    """Several constructs and a network in one model, some of whose weights are replaced."""
+    names = data.draw(st.lists(st.sampled_from(MIXED), min_size=1, max_size=5), label="constructs")
+    net = data.draw(networks(), label="network")
+    proto = merged([*(CONSTRUCTS[name]() for name in names), net.proto()])
+    weights = [message.name for message in proto.graph.initializer if len(messages_of(proto, message.name)) == 1]
+    chosen = set(data.draw(st.lists(st.sampled_from(weights), max_size=4), label="replaced"))
+
+    expected = copied(proto)
+    model = Model.from_proto(proto)
+    assert differences(proto, expected) == [], "a message that a model is made of must not change"
+    tensors = {item.name: item for item in gs_tensors(model) if isinstance(item, gs.Constant)}
+    for name in sorted(chosen & tensors.keys()):
+        (message,) = messages_of(expected, name)
+        array = other_values(array_of(message))
+        set_data(message, array)
+        assign(tensors[name], array)
+    found = model.proto()
+    assert differences(found, expected) == []
+    assert differences(Model.from_proto(found).proto(), found) == []
+
+
+@pytest.mark.zoo
+@each_model
+def test_real_models_come_through_unchanged(name: str, tmp_path: Path) -> None:
+    path = zoo_model(name)
+    model = Model.load(path)
+    model.save(tmp_path / "copy.onnx")
+    assert differences(onnx.load(tmp_path / "copy.onnx"), onnx.load(path)) == []
