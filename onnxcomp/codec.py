@@ -2,8 +2,8 @@
 
 graphsurgeon is the editing surface, not the codec: on its own it forgets documentation, metadata, denotations,
 attribute kinds it has no type for, initializers that nothing reads or that are graph inputs, and the order of
-initializers. So every graphsurgeon object is tagged with what it came from (see ``origins``), and what graphsurgeon
-drops is laid over its export.
+initializers. So every graphsurgeon object is tagged with what it came from (see ``sidecar`` and ``origins``), and what
+graphsurgeon drops is laid over its export (see ``overlay``).
 """
 
 from __future__ import annotations
@@ -18,20 +18,11 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxcomp.messages import lay_over, proto_graphs, shell
-from onnxcomp.origins import (
-    function_origin_of,
-    graph_origin_of,
-    tag_function,
-    tag_graphs,
-    tag_nodes,
-    take_function_origin,
-    take_graph_origin,
-    take_node_origin,
-)
+from onnxcomp.messages import lay_over, shell
+from onnxcomp.origins import function_origin_of, graph_origin_of
 from onnxcomp.overlay import overlay_function, overlay_graph
-from onnxcomp.refusals import refuse_external
-from onnxcomp.scopes import nested_graphs, unhide_initializers
+from onnxcomp.scopes import nested_graphs
+from onnxcomp.sidecar import SideCar, forget_undeclared
 
 __all__ = ["export_model", "import_model", "nested_graphs"]
 
@@ -39,7 +30,6 @@ __all__ = ["export_model", "import_model", "nested_graphs"]
 G_LOGGER.severity = G_LOGGER.ERROR
 
 _MODEL_OWNED = ("ir_version", "producer_name", "producer_version")
-_STANDARD = ("", "ai.onnx")
 _MIN_IR_FOR_FREE_INITIALIZERS = 4  # before it, every initializer had to be a graph input too
 
 
@@ -49,27 +39,9 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
     ``proto`` is taken over: the graph refers to its tensors, and what graphsurgeon cannot hold is moved out of it.
     """
     header = shell(proto, without=("graph", "functions", "opset_import"))
-    for info in proto.training_info:
-        refuse_external(info, "the training information")
-    trained = {name for info in proto.training_info for name in _names_in(info)}
-    roots = [proto.graph, *proto.functions]
-    bodies = [graph for root in roots for graph in proto_graphs(root) if isinstance(graph, onnx.GraphProto)]
-    graph_origins = [take_graph_origin(graph, pinned=trained) for graph in bodies]
-    node_origins = [take_node_origin(node) for root in roots for graph in proto_graphs(root) for node in graph.node]
-    function_origins = [take_function_origin(function) for function in proto.functions]
-    used = [_domains_used(root) for root in roots]
-    imports = [root.opset_import or proto.opset_import for root in (proto, *proto.functions)]
-    declared = [{entry.domain for entry in field} for field in imports]
+    aside = SideCar.take(proto)
     graph = gs.import_onnx(proto)
-    graphs = [*nested_graphs(graph), *_function_bodies(graph)]
-    unhide_initializers(graphs, bodies)
-    tag_graphs(graphs, graph_origins)
-    tags = iter(node_origins)
-    for root, domains, names in zip((graph, *graph.functions), declared, used, strict=True):
-        tag_nodes(root, tags)
-        vars(root).update(domains_declared=domains, domains_undeclared=names - domains)
-    for function, origin in zip(graph.functions, function_origins, strict=True):
-        tag_function(function, origin)
+    aside.attach(graph)
     vars(graph)["ir_as_imported"] = proto.ir_version
     return graph, header
 
@@ -79,10 +51,10 @@ def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
     with _encoded(graph):
         exported: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     lay_over(header, exported, owned=_MODEL_OWNED)
-    _forget_undeclared(graph, exported)
+    forget_undeclared(graph, exported)
     for function, function_proto in zip(graph.functions, exported.functions, strict=True):
         overlay_function(function, function_origin_of(function), function_proto)
-        _forget_undeclared(function, function_proto)
+        forget_undeclared(function, function_proto)
     overlay_graph(graph, exported.graph)
     inputs = {value.name for value in exported.graph.input} | _bare_initializers(graph)
     if exported.ir_version < _MIN_IR_FOR_FREE_INITIALIZERS and any(
@@ -92,40 +64,6 @@ def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
     if vars(graph).get("ir_as_imported", exported.ir_version) < _MIN_IR_FOR_FREE_INITIALIZERS:
         _free_initializers(exported)
     return exported
-
-
-def _names_in(info: onnx.TrainingInfoProto) -> Iterator[str]:
-    """Names that training may take from the graph that is trained."""
-    for graph in (info.initialization, info.algorithm):
-        for body in proto_graphs(graph):
-            for node in body.node:
-                yield from node.input
-    for binding in (*info.initialization_binding, *info.update_binding):
-        yield from (binding.key, binding.value)
-
-
-def _function_bodies(graph: gs.Graph) -> Iterator[gs.Graph]:
-    for function in graph.functions:
-        yield from (nested for nested in nested_graphs(function) if nested is not function)
-
-
-def _domains_used(root: onnx.GraphProto | onnx.FunctionProto) -> set[str]:
-    return {node.domain for graph in proto_graphs(root) for node in graph.node}
-
-
-def _forget_undeclared(item: gs.Graph, exported: onnx.ModelProto | onnx.FunctionProto) -> None:
-    """graphsurgeon imports every domain that nodes use, in what it writes and in what it was given.
-
-    What the file did without it still does: an alias of the standard domain above all, which is not to be imported
-    twice.
-    """
-    tags = vars(item)
-    for imports in (exported.opset_import, item.import_domains):
-        standard = [entry.domain for entry in imports if entry.domain in _STANDARD]
-        extra = tags.get("domains_undeclared", set()) | (set(standard[1:]) - tags.get("domains_declared", set()))
-        for index in reversed(range(len(imports))):
-            if imports[index].domain in extra:
-                del imports[index]
 
 
 def _bare_initializers(graph: gs.Graph) -> set[str]:

@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-__all__ = ["copied", "copy_fields", "lay_over", "name_of", "proto_graphs", "shell"]
+__all__ = ["clear_undecodable", "copied", "copy_fields", "lay_over", "name_of", "proto_graphs", "shell"]
 
 M = TypeVar("M", bound=Message)
 
@@ -31,8 +31,17 @@ def copy_fields(source: Message, target: Message, skip: Collection[str] = ()) ->
             getattr(target, field.name).CopyFrom(value)
         elif hasattr(value, "extend"):
             getattr(target, field.name).extend(value)
+        elif isinstance(value, bytes) and field.type == field.TYPE_STRING:
+            _merge(source, target, only=field.name)
         else:
             setattr(target, field.name, value)
+
+
+def clear_undecodable(message: Message, names: Collection[str]) -> None:
+    """Clear fields of text that is not UTF-8, which protobuf gives as bytes and does not take."""
+    for name in names:
+        if isinstance(getattr(message, name), bytes):
+            message.ClearField(name)
 
 
 def shell(message: M, without: Collection[str]) -> M:
@@ -52,6 +61,8 @@ def lay_over(original: Message, exported: Message, owned: Collection[str] = (), 
         skip: fields that keep what was written.
     """
     for name in owned:
+        if isinstance(getattr(original, name), bytes) and not getattr(exported, name):
+            _merge(original, exported, only=name)  # graphsurgeon was not given it
         if getattr(original, name) != getattr(exported, name):
             continue
         if not original.HasField(name):
@@ -64,13 +75,18 @@ def lay_over(original: Message, exported: Message, owned: Collection[str] = (), 
 
 
 def _copy_unknown(source: Message, target: Message) -> None:
-    """Fields of a newer ONNX: merging is the one thing that the Python runtime lets us do with them."""
-    if not len(UnknownFieldSet(source)):
-        return
-    unknown = copied(source)
-    for field, _ in unknown.ListFields():
-        unknown.ClearField(field.name)
-    target.MergeFrom(unknown)
+    """Fields of a newer ONNX."""
+    if len(UnknownFieldSet(source)):
+        _merge(source, target, only=None)
+
+
+def _merge(source: Message, target: Message, only: str | None) -> None:
+    """Merge one field, or the unknown ones: what cannot be assigned, the Python runtime still lets us merge."""
+    rest = copied(source)
+    for field, _ in source.ListFields():
+        if field.name != only:
+            rest.ClearField(field.name)
+    target.MergeFrom(rest)
 
 
 def name_of(message: Any) -> str:

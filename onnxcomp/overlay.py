@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcomp.messages import copied, lay_over, name_of
+from onnxcomp.messages import copied, copy_fields, lay_over, name_of
 from onnxcomp.origins import (
     PAYLOADS,
     AttributeOrigin,
@@ -147,8 +147,8 @@ def _overlay_attribute(original: onnx.AttributeProto, exported: onnx.AttributePr
         lay_over(original, exported, skip=("type", "g"))
     elif same_kind and getattr(original, payload) == getattr(exported, payload):
         exported.CopyFrom(original)
-    elif original.doc_string:
-        exported.doc_string = original.doc_string
+    else:
+        copy_fields(original, exported, skip={item.name for item, _ in original.ListFields()} - {"doc_string"})
     if payload in ("t", "g") and same_kind and not original.HasField("type"):
         exported.ClearField("type")  # as the oldest files do
 

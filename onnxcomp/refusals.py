@@ -16,7 +16,14 @@ from onnx.external_data_helper import uses_external_data
 from onnxcomp.errors import InputError
 from onnxcomp.messages import name_of
 
-__all__ = ["known_element_type", "refuse_capture", "refuse_duplicates", "refuse_external", "refuse_graph"]
+__all__ = [
+    "known_element_type",
+    "refuse_capture",
+    "refuse_duplicates",
+    "refuse_external",
+    "refuse_graph",
+    "refuse_unreadable_names",
+]
 
 _ELEMENT_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 
@@ -54,6 +61,32 @@ def refuse_graph(graph: onnx.GraphProto) -> None:
                 f"the initializer {dense.name!r} is stored in segments, which ONNX Runtime cannot read; "
                 "export the model again"
             )
+
+
+def refuse_unreadable_names(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    """Names that are not UTF-8, which protobuf gives as bytes.
+
+    Raises:
+        InputError: a node, value, operator, dimension or attribute has such.
+    """
+    for name in _all_names(graph):
+        if isinstance(name, bytes):
+            shown = name.decode(errors="backslashreplace")
+            raise InputError(f"the graph {graph.name!r} has the name {shown!r}, which is not UTF-8 text; rename it")
+
+
+def _all_names(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (name for attribute in node.attribute for name in (attribute.name, attribute.ref_attr_name))
+    if isinstance(graph, onnx.FunctionProto):
+        yield from (graph.name, graph.domain, *graph.input, *graph.output, *graph.attribute)
+        yield from (attribute.name for attribute in graph.attribute_proto)
+        return
+    yield from (name_of(tensor) for tensor in (*graph.initializer, *graph.sparse_initializer))
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def refuse_duplicates(names: Sequence[str], where: str, what: str) -> None:

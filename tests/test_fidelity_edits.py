@@ -190,6 +190,11 @@ def _segments(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[0].segment.end = 3
 
 
+def _undecodable(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].name = "n@me"
+    proto.ParseFromString(proto.SerializeToString().replace(b"n@me", b"n\xffme"))
+
+
 REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "two initializers": (
         lambda proto: proto.graph.initializer.append(tensor("w", 4, 3)),
@@ -206,6 +211,7 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
         lambda proto: setattr(proto.graph.initializer[0], "data_type", 99),
         "the initializer 'w' has the element type 99, which onnx .* does not know; install a newer onnx",
     ),
+    "a name that is not UTF-8": (_undecodable, r"has the name 'n\\\\xffme', which is not UTF-8 text"),
     "segments": (_segments, "the initializer 'w' is stored in segments"),
     "a list of graphs that reads outer values": (
         _captured,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import assign
-from onnxcomp.messages import copied
+from onnxcomp.messages import copied, proto_graphs
 from onnxcomp.model import Model
 from onnxcomp.origins import drop_unused
 from tests.compare import differences
@@ -70,6 +70,22 @@ def test_an_edit_elsewhere_changes_nothing_else(name: str, tmp_path: Path) -> No
     (message,) = messages_of(expected, "elsewhere.w")
     set_data(message, weight)
     assert differences(reloaded(CONSTRUCTS[name](), tmp_path, edit), expected) == []
+
+
+@each_construct
+def test_an_edit_of_every_node_changes_nothing_else(name: str) -> None:
+    """In bodies and functions too."""
+    expected = CONSTRUCTS[name]()
+    for root in (expected.graph, *expected.functions):
+        for body in proto_graphs(root):
+            for message in body.node:
+                message.name = f"renamed/{message.name}"
+    model = Model.from_proto(CONSTRUCTS[name]())
+    for item in (model.graph, *model.graph.functions):
+        for graph in nested_graphs(item):
+            for node in graph.nodes:
+                node.name = f"renamed/{node.name}"
+    assert differences(model.proto(), expected) == []
 
 
 @pytest.mark.parametrize("name", [name for name in CONSTRUCTS if messages_of(CONSTRUCTS[name](), "w")])

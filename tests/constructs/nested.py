@@ -248,3 +248,21 @@ def fields_of_a_newer_onnx() -> onnx.ModelProto:
     ):
         from_newer_onnx(message)
     return proto
+
+
+@construct
+def documentation_that_is_not_utf8() -> onnx.ModelProto:
+    """As exporters in other encodings wrote it; protobuf reads it and takes none of it back."""
+    text = "d@c"
+    weight, constant = tensor("w", 4, 3), tensor("k", 2)
+    call = helper.make_node("act", ["x"], ["z"], domain=CUSTOM)
+    function = _function("act", helper.make_node("Odd", ["a"], ["r"], domain=CUSTOM, doc_string=text), doc_string=text)
+    constant.doc_string = weight.doc_string = text
+    node = layer(axis=1, table=constant)
+    proto = surround([node, call], [weight], functions=[function], doc_string=text, domain=text)
+    proto.producer_name = proto.producer_version = proto.graph.name = proto.graph.doc_string = text
+    note(proto, key=text)
+    for message in (*proto.graph.node[0].attribute, proto.graph.node[0], proto.graph.input[0], proto.graph.output[0]):
+        message.doc_string = text
+    proto.graph.input[0].type.denotation = text
+    return onnx.ModelProto.FromString(proto.SerializeToString().replace(b"d@c", b"d\xffc"))
