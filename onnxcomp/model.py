@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +13,13 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from onnxcomp import codec
 from onnxcomp.errors import InputError
+from onnxcomp.files import write_atomic
 from onnxcomp.graph.state import GraphState
 from onnxcomp.origins import proto_graphs
 
 __all__ = ["Model"]
 
 _PROTOBUF_LIMIT = 2**31 - 1
-_TEMPORARY = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
 
 
 class Model:
@@ -105,7 +103,7 @@ class Model:
             InputError: the folder is missing or may not be written, or the disk is full.
         """
         data = self.serialize()
-        write_atomic(Path(path), data)
+        write_atomic(path, data)
         return len(data)
 
     def checkpoint(self) -> GraphState:
@@ -168,46 +166,3 @@ def one_line(error: BaseException) -> str:
     """An exception's message as part of a sentence."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write through a temporary file in the same folder, so that ``path`` is old or new and never half.
-
-    A symbolic link stays, and what it points to is replaced. A device or pipe is written to as it is.
-
-    Raises:
-        InputError: the folder is missing or may not be written, or the disk is full.
-    """
-    temporary: str | None = None
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file to write")
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-            return
-        place = Path(os.path.realpath(path))
-        descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=place.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, _permissions(place))
-        os.replace(temporary, place)
-        temporary = None
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.parent.exists():
-            raise InputError(f"{path}: its folder {path.parent} does not exist; create it first") from None
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _permissions(path: Path) -> int:
-    """Those of the file that is replaced, else what the process gives new files (mkstemp gives 0600)."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
 from onnxcomp.errors import InputError
+from onnxcomp.files import scratch_folder
 from onnxcomp.runtime.session import reason
 
 __all__ = ["Kernel", "optimized_kernels"]
@@ -36,8 +35,8 @@ def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        path = folder / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         try:
             ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

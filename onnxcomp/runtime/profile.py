@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxcomp.codec import nested_graphs
+from onnxcomp.files import scratch_folder
 from onnxcomp.model import Model
 from onnxcomp.runtime.session import Feeds
 
@@ -120,8 +120,8 @@ def _kernel_events(model: bytes, feeds: Feeds, threads: int, runs: int, optimize
     options.enable_profiling = True
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
+    with scratch_folder() as folder:
+        options.profile_file_prefix = str(folder / "profile")
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         for _ in range(runs):
             session.run(None, dict(feeds))
