@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError, EncodeError
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnxcomp import codec
 from onnxcomp.errors import InputError
-from onnxcomp.files import write_atomic
 from onnxcomp.graph.state import GraphState
-from onnxcomp.origins import proto_graphs
+from onnxcomp.storage.mapped import Table
+from onnxcomp.storage.reader import external_tensors, read, split
+from onnxcomp.storage.skeleton import Skeleton
+from onnxcomp.storage.writer import LIMIT, save
 
-__all__ = ["Model"]
+__all__ = ["LARGE", "Model", "one_line"]
 
-_PROTOBUF_LIMIT = 2**31 - 1
+LARGE = 512 * 2**20
+"""Bytes of a model from which its weights are kept out of memory wherever that is possible."""
+
+_WORTH_A_FILE = 2**20
 
 
 class Model:
@@ -35,24 +37,25 @@ class Model:
         model.save("renamed.onnx")
     """
 
-    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, table: Table, external: bool = False) -> None:
+        self.path: Path | None = None
         self._graph = graph
         self._header = header
+        self._table = table
+        self._external = external
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
-        """Read a model and its external data.
+        """Open a model. Its larger weights stay in the file, or the files, until something asks for them.
 
         Raises:
             InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
         """
         path = Path(path)
-        proto = _read(path)
-        _read_external_data(proto, path)
-        if not proto.graph.node and not proto.graph.output:
+        skeleton, external = read(path)
+        if not skeleton.proto.graph.node and not skeleton.proto.graph.output:
             raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
-        return cls._adopt(proto, path)
+        return cls._adopt(skeleton, path, external)
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
@@ -61,50 +64,62 @@ class Model:
         Raises:
             InputError: its weights are in other files, or it is no graph that can be read.
         """
-        if any(_external_tensors(proto)):
+        if any(external_tensors(proto)):
             raise InputError("the model's weights are in other files; read it with Model.load(path)")
-        copied = onnx.ModelProto()
-        copied.CopyFrom(proto)
-        return cls._adopt(copied, None)
+        return cls._adopt(split(proto), None, external=False)
 
     @classmethod
-    def _adopt(cls, proto: onnx.ModelProto, path: Path | None) -> Model:
+    def _adopt(cls, skeleton: Skeleton, path: Path | None, external: bool) -> Model:
+        table = Table(skeleton.payloads)
         try:
-            graph, header = codec.import_model(proto)
+            graph, header = codec.import_model(skeleton.proto, table)
         except Exception as error:  # graphsurgeon raises whatever its parser stumbles over
             raise InputError(f"{path or 'the model'}: cannot be read as a graph: {one_line(error)}") from error
-        return cls(graph, header, path)
+        model = cls(graph, header, table, external)
+        model.path = path
+        return model
+
+    def copy(self) -> Model:
+        """A model of its own, as this one stands now; weights that neither replaces are shared.
+
+        It has no path: it is not what the file holds.
+        """
+        return self._adopt(self.skeleton(), None, self._external)
+
+    def skeleton(self) -> Skeleton:
+        """The model as it stands now: a new protobuf message, with its larger weights beside it."""
+        return codec.export_model(self._graph, self._header, self._table)
 
     def proto(self) -> onnx.ModelProto:
         """The model as it stands now, as a new protobuf message with its weights in it."""
-        return codec.export_model(self._graph, self._header)
+        return self.skeleton().whole()
 
     def serialize(self) -> bytes:
-        """The bytes of the file that ``save`` writes.
+        """The bytes of the model in one file.
 
         Raises:
             InputError: the model is over the 2 GB that one protobuf message can hold.
         """
-        try:
-            data: bytes = self.proto().SerializeToString(deterministic=True)
-        except (EncodeError, ValueError):
-            data = b""
-        if not 0 < len(data) <= _PROTOBUF_LIMIT:
-            raise InputError(
-                f"{self.path or 'the model'}: is over the 2 GB that one ONNX file can hold; "
-                "models this large are not supported yet"
-            )
-        return data
+        skeleton = self.skeleton()
+        if skeleton.size > LIMIT:
+            raise InputError(f"{self.path or 'the model'}: is over the 2 GB that one ONNX file can hold; use save")
+        return skeleton.serialize()
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the model to ``path`` whole or not at all; returns its size in bytes.
+        """Write the model to ``path`` whole or not at all; returns the bytes written.
+
+        The larger weights are written to a file beside it, ``<name>.<hash of the weights>.data``, where the model
+        came with such a file or is over the 2 GB that one file can hold.
 
         Raises:
             InputError: the folder is missing or may not be written, or the disk is full.
         """
-        data = self.serialize()
-        write_atomic(path, data)
-        return len(data)
+        return save(self.skeleton(), Path(path), self._external)
+
+    def put_weights_aside(self) -> None:
+        """Move large weights that are new out of memory, into temporary files, if the model is large as a whole."""
+        if self.skeleton().size > LARGE:
+            self._table.put_aside(list(codec.constants(self._graph)), _WORTH_A_FILE)
 
     def checkpoint(self) -> GraphState:
         """The state of the graph; its ``restore()`` undoes every edit made since, in place."""
@@ -124,42 +139,6 @@ class Model:
     def metadata(self) -> dict[str, str]:
         """The model's metadata properties."""
         return {entry.key: entry.value for entry in self._header.metadata_props}
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load_model_from_string(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the path of an .onnx model") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; give the path of an .onnx model") from None
-    except PermissionError:
-        raise InputError(f"{path}: may not be read; check its permissions") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
-    except DecodeError:
-        raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
-
-
-def _read_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    """Read weights that are in other files of the model's folder; paths that leave it are refused."""
-    for tensor in _external_tensors(proto):
-        try:
-            load_external_data_for_tensor(tensor, str(path.parent))
-            onnx.numpy_helper.to_array(tensor)  # refuses too few or too many bytes
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise InputError(f"{path}: external data of {tensor.name!r} cannot be used: {one_line(error)}") from None
-        tensor.ClearField("data_location")
-        tensor.ClearField("external_data")
-
-
-def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for root in (proto.graph, *proto.functions):
-        for graph in proto_graphs(root):
-            tensors = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
-            if isinstance(graph, onnx.GraphProto):
-                tensors += graph.initializer
-            yield from (tensor for tensor in tensors if uses_external_data(tensor))
 
 
 def one_line(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from onnxcomp.runtime import session
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
+from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Quant"]
 
@@ -118,11 +119,11 @@ class Quant(Pass):
         division = work.divide()
         if division == _Division():
             return
-        before = len(model.serialize())
+        before = model.skeleton().size
         upgrade_opset(model, OPSET)
         split_hard_swishes(model.graph)
         work.write(division)
-        if len(model.serialize()) >= before:
+        if model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
@@ -255,7 +256,7 @@ class _Quantization:
             False, with the graph as it was, when that was measured to be slower.
         """
         self.state = self.model.checkpoint()
-        logged, before = len(self.ctx.decisions), self.model.serialize()
+        logged, before = len(self.ctx.decisions), self.model.skeleton()
         methods = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
         layers = self._drop_unfused(layers, methods[0])
         results = {method: self._sqnr(layers, method) for method in methods}
@@ -272,12 +273,12 @@ class _Quantization:
             self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
         return True
 
-    def _is_slower(self, before: bytes) -> bool:
+    def _is_slower(self, before: Skeleton) -> bool:
         """Whether the model now takes clearly longer than before, where that can be measured."""
         target = self.ctx.target
         if not target.is_host or self.data is None:
             return False
-        after = self.model.serialize()
+        after = self.model.skeleton()
         what = "quant: integer kernels against what was there before"
         measured = self.ctx.timings.compare(what, before, after, self.data.sample(), target.threads)
         return measured is not None and measured.ratio < _LEAST_SPEED
@@ -317,7 +318,7 @@ class _Quantization:
         if not written:
             return {}
         readers: dict[str, str] = {}
-        for kernel in optimized_kernels(self.model.serialize()):
+        for kernel in optimized_kernels(self.model):
             if kernel.op not in ("DequantizeLinear", "Cast"):
                 readers.update(dict.fromkeys(kernel.inputs, kernel.op))
         return {name: readers.get(item.constant, "") for name, item in written.items()}

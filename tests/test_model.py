@@ -340,7 +340,7 @@ def test_a_path_below_a_file_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_model_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "_PROTOBUF_LIMIT", 100)
+    monkeypatch.setattr(model_module, "LIMIT", 100)
     with pytest.raises(InputError, match="over the 2 GB"):
         Model.from_proto(models.documented()).serialize()
 

@@ -9,11 +9,17 @@ import onnxruntime as ort
 
 from onnxcomp.errors import InputError
 from onnxcomp.files import scratch_folder
-from onnxcomp.runtime.session import reason
+from onnxcomp.runtime.session import Loadable, open_session, reason
 
 __all__ = ["Kernel", "optimized_kernels"]
 
 _FATAL = 4
+
+# The optimized model is written without its weights, which may be too many for one file.
+_APART = {
+    "session.optimized_model_external_initializers_file_name": "weights",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Kernel:
     outputs: tuple[str, ...]
 
 
-def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
+def optimized_kernels(model: Loadable, threads: int = 1) -> list[Kernel]:
     """The nodes of the main graph after all of ONNX Runtime's optimizations on this machine, in order.
 
     Raises:
@@ -38,8 +44,10 @@ def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
     with scratch_folder() as folder:
         path = folder / "optimized.onnx"
         options.optimized_model_filepath = str(path)
+        for key, value in _APART.items():
+            options.add_session_config_entry(key, value)
         try:
-            ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            open_session(model, options)
         except Exception as error:  # the binding raises a dozen classes that share no base
             raise InputError(f"the model: ONNX Runtime cannot load it: {reason(error)}") from None
         graph = onnx.load_model(path, load_external_data=False).graph

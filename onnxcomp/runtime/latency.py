@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from onnxcomp.runtime.session import Feeds, create, run
+from onnxcomp.runtime.session import Feeds, Loadable, create, run
 
 __all__ = ["LatencyComparison", "compare", "measure"]
 
@@ -45,13 +45,13 @@ class LatencyComparison:
 
 
 def compare(
-    a: bytes, b: bytes, feeds: Feeds, threads: int = 1, seconds: float = 1.5, warmup: float = 0.1
+    a: Loadable, b: Loadable, feeds: Feeds, threads: int = 1, seconds: float = 1.5, warmup: float = 0.1
 ) -> LatencyComparison:
     """Time two models in turn, run by run, so that both see the same disturbances.
 
     Args:
-        a: file of the model to compare with.
-        b: file of the model to judge.
+        a: the model to compare with.
+        b: the model to judge.
         feeds: one sample.
         threads: intra-op threads of each session.
         seconds: to spend on timed runs; at least five pairs are timed however long they take.
@@ -78,7 +78,7 @@ def compare(
     )
 
 
-def measure(model: bytes, feeds: Feeds, threads: int = 1, seconds: float = 0.5, warmup: float = 0.1) -> float:
+def measure(model: Loadable, feeds: Feeds, threads: int = 1, seconds: float = 0.5, warmup: float = 0.1) -> float:
     """Median milliseconds of a run of one model.
 
     Raises:

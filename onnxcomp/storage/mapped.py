@@ -10,8 +10,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnxcomp.storage.payload import InFile, InMemory, Payload, spill
-from onnxcomp.storage.skeleton import LEAST, Skeleton, is_reference, refer
+from onnxcomp.storage.payload import InMemory, Payload
+from onnxcomp.storage.skeleton import LEAST, is_reference, refer
 
 __all__ = ["Mapped", "Table"]
 
@@ -90,7 +90,7 @@ class Table:
             payloads = self.start()
             message = self.encoded(tensor, payloads)
             if message is not None and is_reference(message):
-                payload = spill(payloads[-1])
+                payload = payloads[-1].in_file()
                 refer(message, len(self._imported))
                 self._imported.append(payload)
                 tensor._values = Mapped(message, payload)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import itertools
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from onnxcomp.errors import InputError
+from onnxcomp.files import scratch_folder
 
-__all__ = ["InFile", "InMemory", "Payload", "SourceFile", "spill"]
+__all__ = ["InFile", "InMemory", "Payload", "SourceFile"]
 
 Array = np.ndarray[Any, Any]
 Buffer = bytes | memoryview
@@ -33,12 +39,16 @@ class Payload(Protocol):
     def chunks(self) -> Iterator[Buffer]:
         """All of them, part by part."""
 
+    def in_file(self) -> InFile:
+        """The same bytes in a file."""
+
 
 class InMemory:
     """A buffer that is held anyway: an array, or part of a small file."""
 
     def __init__(self, data: Buffer | Array) -> None:
         self._data = data if isinstance(data, bytes | memoryview) else _bytes_of(data)
+        self._file: InFile | None = None
 
     @property
     def nbytes(self) -> int:
@@ -53,6 +63,16 @@ class InMemory:
         """The buffer itself."""
         yield self._data
 
+    def in_file(self) -> InFile:
+        """The same bytes in a temporary file, which is deleted when nothing refers to it any more.
+
+        Raises:
+            InputError: there is no room for it.
+        """
+        if self._file is None:
+            self._file = _write_aside(self._data)
+        return self._file
+
 
 class SourceFile:
     """A file that stays open, so that its bytes remain even when another takes its name.
@@ -62,9 +82,8 @@ class SourceFile:
         size: bytes when it was opened.
     """
 
-    def __init__(self, path: Path, temporary: Any = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = Path(os.path.realpath(path))
-        self._temporary = temporary  # deleted with the last payload in it
         self._stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed with the last payload in it
         self.size = os.fstat(self._stream.fileno()).st_size
 
@@ -104,38 +123,46 @@ class InFile:
 
     def read(self) -> Buffer:
         """A copy in new memory, aligned for any type."""
-        data = memoryview(np.empty(self._nbytes, np.uint8))
+        data = np.empty(self._nbytes, np.uint8).data
         self.source.read_into(data, self.offset)
         return data
 
+    def in_file(self) -> InFile:
+        """Itself."""
+        return self
+
     def chunks(self) -> Iterator[Buffer]:
         """Copies of 8 MB at most; each is overwritten by the next."""
-        buffer = memoryview(np.empty(min(_CHUNK, self._nbytes), np.uint8))
+        buffer = np.empty(min(_CHUNK, self._nbytes), np.uint8).data
         for start in range(0, self._nbytes, _CHUNK):
             part = buffer[: min(_CHUNK, self._nbytes - start)]
             self.source.read_into(part, self.offset + start)
             yield part
 
 
-def spill(payload: Payload) -> InFile:
-    """The payload in a temporary file, which is deleted when nothing refers to it any more.
-
-    Raises:
-        InputError: there is no room for it.
-    """
-    if isinstance(payload, InFile):
-        return payload
+def _write_aside(data: Buffer) -> InFile:
     try:
-        temporary = tempfile.NamedTemporaryFile(prefix="onnxcomp-", suffix=".weights")  # noqa: SIM115 - as above
-        for chunk in payload.chunks():
-            temporary.write(chunk)
-        temporary.flush()
+        path = _scratch() / f"{next(_COUNT)}.weights"
+        path.write_bytes(data)
+        source = SourceFile(path)
     except OSError as error:
         where = tempfile.gettempdir()
         raise InputError(f"{where}: weights cannot be put aside there ({error.strerror}); set TMPDIR") from None
-    return InFile(SourceFile(Path(temporary.name), temporary), 0, payload.nbytes)
+    weakref.finalize(source, path.unlink, missing_ok=True)
+    return InFile(source, 0, len(data))
+
+
+_COUNT = itertools.count()
+
+
+@functools.cache
+def _scratch() -> Path:
+    """A folder for this process; removed with it, or by another when it is killed."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder())
 
 
 def _bytes_of(array: Array) -> memoryview:
     """An array's memory, in the order of C."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -81,6 +81,22 @@ class Skeleton:
         proto.CopyFrom(self.proto)
         return proto
 
+    def placed(self, place: Callable[[Payload], tuple[str, int]]) -> onnx.ModelProto:
+        """A copy of the message in which references are external data in the place of each payload.
+
+        Args:
+            place: location and offset of a payload.
+        """
+        proto = self.copied()
+        for tensor in tensors_of(proto):
+            if is_reference(tensor):
+                payload = self.payload(tensor)
+                location, offset = place(payload)
+                tensor.ClearField("external_data")
+                for key, value in ("location", location), ("offset", offset), ("length", payload.nbytes):
+                    tensor.external_data.add(key=key, value=str(value))
+        return proto
+
     def fill(self, tensor: onnx.TensorProto) -> None:
         """Put a tensor's bytes in the place of a reference."""
         if is_reference(tensor):
@@ -115,7 +131,8 @@ def byte_size(tensor: onnx.TensorProto) -> int | None:
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         return None
-    return -(-math.prod(tensor.dims) * bits // 8)
+    elements: int = math.prod(tensor.dims)
+    return -(-elements * bits // 8)
 
 
 def _bits() -> dict[int, int]:

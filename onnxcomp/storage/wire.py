@@ -10,6 +10,7 @@ Encoding: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ class Stripped:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def strip(data: Buffer, least: int, reference: Callable[[int], bytes]) -> Stripped:
+def strip(data: Buffer | mmap.mmap, least: int, reference: Callable[[int], bytes]) -> Stripped:
     """Leave out every ``raw_data`` of ``least`` bytes or more.
 
     Args:
