@@ -188,10 +188,9 @@ def _interface(model: Model) -> tuple[list[str], list[str]]:
 
 
 def _checker_says(model: Model) -> str | None:
-    skeleton = model.skeleton()
-    large = skeleton.size > LARGE  # the checker copies all of it
+    skeleton = model.skeleton()  # the checker copies all that it is given
     try:
-        onnx.checker.check_model(skeleton.weights_as_inputs() if large else skeleton.whole())
+        onnx.checker.check_model(skeleton.weights_as_inputs() if skeleton.size > LARGE else skeleton.whole())
     except (onnx.checker.ValidationError, ValueError) as error:
         return one_line(error)
     return None

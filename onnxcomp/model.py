@@ -116,9 +116,14 @@ class Model:
         """
         return save(self.skeleton(), Path(path), self._external)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the weights are worth keeping out of memory."""
+        return self.skeleton().size > LARGE
+
     def put_weights_aside(self) -> None:
         """Move large weights that are new out of memory, into temporary files, if the model is large as a whole."""
-        if self.skeleton().size > LARGE:
+        if self.is_large:
             self._table.put_aside(list(codec.constants(self._graph)), _WORTH_A_FILE)
 
     def checkpoint(self) -> GraphState:

@@ -28,7 +28,6 @@ from onnxcomp.linalg import ranges
 from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
-from onnxcomp.runtime import session
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
@@ -168,7 +167,7 @@ class _Quantization:
         if self.data is not None:
             self.calibration = self._calibrate(division)
             measured = spread(self.data, _MEASURED_SAMPLES)
-            self.evaluator = Evaluator(session.create(self.model), measured, metric_named("sqnr"))
+            self.evaluator = Evaluator(self.model.copy(), measured, metric_named("sqnr"))
         writer = FormWriter(self.model.graph)
         dynamic = {layer.name: self._write_dynamic(writer, layer) for layer in division.dynamic}
         for layer in division.tables:
