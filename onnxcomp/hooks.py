@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnxcomp.errors import BudgetError, SessionError, VerificationError
 from onnxcomp.evaluate import Evaluation, Evaluator
 from onnxcomp.manager import CheckRecord, Step
-from onnxcomp.model import LARGE, Model, one_line
+from onnxcomp.model import Model, one_line
 from onnxcomp.runtime import session as runtime
 
 __all__ = ["EXACT_TOLERANCE", "Measure", "Timing", "Verify"]
@@ -190,7 +190,7 @@ def _interface(model: Model) -> tuple[list[str], list[str]]:
 def _checker_says(model: Model) -> str | None:
     skeleton = model.skeleton()  # the checker copies all that it is given
     try:
-        onnx.checker.check_model(skeleton.weights_as_inputs() if skeleton.size > LARGE else skeleton.whole())
+        onnx.checker.check_model(skeleton.weights_as_inputs() if skeleton.is_large else skeleton.whole())
     except (onnx.checker.ValidationError, ValueError) as error:
         return one_line(error)
     return None

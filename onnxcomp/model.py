@@ -16,10 +16,7 @@ from onnxcomp.storage.reader import external_tensors, read, split
 from onnxcomp.storage.skeleton import Skeleton
 from onnxcomp.storage.writer import LIMIT, save
 
-__all__ = ["LARGE", "Model", "one_line"]
-
-LARGE = 512 * 2**20
-"""Bytes of a model from which its weights are kept out of memory wherever that is possible."""
+__all__ = ["Model", "one_line"]
 
 _WORTH_A_FILE = 2**20
 
@@ -119,7 +116,7 @@ class Model:
     @property
     def is_large(self) -> bool:
         """Whether the weights are worth keeping out of memory."""
-        return self.skeleton().size > LARGE
+        return self.skeleton().is_large
 
     def put_weights_aside(self) -> None:
         """Move large weights that are new out of memory, into temporary files, if the model is large as a whole."""

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
-from onnxcomp.model import LARGE, Model
+from onnxcomp.model import Model
 from onnxcomp.runtime.session import Feeds, Loadable, create, run
+from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["LatencyComparison", "compare", "measure"]
 
@@ -64,7 +64,7 @@ def compare(
     Raises:
         InputError: a model does not load, or does not run on the feeds.
     """
-    if sum(_size(model) for model in (a, b)) > LARGE:
+    if any(map(_is_large, (a, b))):
         times = _one_after_the_other((a, b), feeds, threads)
     else:
         times = _in_turn((a, b), feeds, threads, seconds, warmup)
@@ -74,6 +74,22 @@ def compare(
     return LatencyComparison(
         float(ratio), float(low), float(high), float(a_s * 1e3), float(b_s * 1e3), len(times), threads
     )
+
+
+def measure(model: Loadable, feeds: Feeds, threads: int = 1, seconds: float = 0.5, warmup: float = 0.1) -> float:
+    """Median milliseconds of a run of one model.
+
+    Raises:
+        InputError: the model does not load, or does not run on the feeds.
+    """
+    session = create(model, threads=threads)
+    feeds = dict(feeds)
+    repeats = max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup)))
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
+        times.append(_time(session, feeds, repeats))
+    return float(np.median(times) * 1e3)
 
 
 def _in_turn(
@@ -105,29 +121,8 @@ def _one_after_the_other(models: Sequence[Loadable], feeds: Feeds, threads: int)
     return list(zip(*times, strict=True))
 
 
-def _size(model: Loadable) -> int:
-    if isinstance(model, bytes):
-        return len(model)
-    if isinstance(model, onnx.ModelProto):
-        return model.ByteSize()
-    size: int = (model.skeleton() if isinstance(model, Model) else model).size
-    return size
-
-
-def measure(model: Loadable, feeds: Feeds, threads: int = 1, seconds: float = 0.5, warmup: float = 0.1) -> float:
-    """Median milliseconds of a run of one model.
-
-    Raises:
-        InputError: the model does not load, or does not run on the feeds.
-    """
-    session = create(model, threads=threads)
-    feeds = dict(feeds)
-    repeats = max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup)))
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
-        times.append(_time(session, feeds, repeats))
-    return float(np.median(times) * 1e3)
+def _is_large(model: Loadable) -> bool:
+    return isinstance(model, Model | Skeleton) and model.is_large
 
 
 def _warm_up(session: ort.InferenceSession, feeds: dict[str, Any], seconds: float) -> float:

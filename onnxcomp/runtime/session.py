@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxcomp.errors import InputError, SessionError
-from onnxcomp.model import LARGE, Model, one_line
+from onnxcomp.model import Model, one_line
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import Skeleton
@@ -81,7 +81,7 @@ def open_session(
         model = split(model)
     data = model
     if isinstance(model, Skeleton):
-        if model.size > LARGE:
+        if model.is_large:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", _ROOT)
             data = model.placed(_in_root).SerializeToString()
         else:

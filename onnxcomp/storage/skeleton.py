@@ -18,6 +18,9 @@ from onnxcomp.storage.wire import Buffer, field_of
 
 __all__ = ["LEAST", "Skeleton", "byte_size", "is_reference", "refer", "reference_fields", "referred", "tensors_of"]
 
+LARGE = 512 * 2**20
+"""Bytes of a model from which its weights are kept out of memory wherever that is possible."""
+
 LEAST = 1024
 """Bytes from which a weight stands beside the message; what shapes are computed from is smaller."""
 
@@ -44,6 +47,11 @@ class Skeleton:
     def size(self) -> int:
         """Bytes of the whole model in one file."""
         return _length(self.pieces())
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the weights are worth keeping out of memory."""
+        return self.size > LARGE
 
     def pieces(self) -> Iterator[Buffer | Payload]:
         """What the model's file consists of, in order: the bytes that protobuf would write."""
