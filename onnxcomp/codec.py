@@ -23,8 +23,11 @@ from onnxcomp.origins import function_origin_of, graph_origin_of
 from onnxcomp.overlay import overlay_function, overlay_graph
 from onnxcomp.scopes import nested_graphs
 from onnxcomp.sidecar import SideCar, forget_undeclared
+from onnxcomp.storage.mapped import Mapped, Table
+from onnxcomp.storage.payload import Payload
+from onnxcomp.storage.skeleton import Skeleton, is_reference, referred
 
-__all__ = ["export_model", "import_model", "nested_graphs"]
+__all__ = ["constants", "export_model", "import_model", "nested_graphs"]
 
 # graphsurgeon reports what it cannot hold as warnings on stderr; here that is carried over instead.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -33,22 +36,28 @@ _MODEL_OWNED = ("ir_version", "producer_name", "producer_version")
 _MIN_IR_FOR_FREE_INITIALIZERS = 4  # before it, every initializer had to be a graph input too
 
 
-def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, onnx.ModelProto]:
+def import_model(proto: onnx.ModelProto, table: Table) -> tuple[gs.Graph, onnx.ModelProto]:
     """The graph to edit, and the header: everything of the model that the graph does not hold.
 
     ``proto`` is taken over: the graph refers to its tensors, and what graphsurgeon cannot hold is moved out of it.
+    Its references are of ``table``.
     """
     header = shell(proto, without=("graph", "functions", "opset_import"))
     aside = SideCar.take(proto)
     graph = gs.import_onnx(proto)
     aside.attach(graph)
     vars(graph)["ir_as_imported"] = proto.ir_version
+    for tensor in constants(graph):
+        tensor.data_location = None  # graphsurgeon would keep it when the value is another
+        if isinstance(tensor._values.tensor, onnx.TensorProto) and is_reference(tensor._values.tensor):
+            tensor._values = Mapped(tensor._values.tensor, table[referred(tensor._values.tensor)])
     return graph, header
 
 
-def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
+def export_model(graph: gs.Graph, header: onnx.ModelProto, table: Table) -> Skeleton:
     """A new model of what the graph holds now, with the header and every tag laid over it."""
-    with _encoded(graph):
+    payloads = table.start()
+    with _encoded(graph, table, payloads):
         exported: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     lay_over(header, exported, owned=_MODEL_OWNED)
     forget_undeclared(graph, exported)
@@ -63,7 +72,7 @@ def export_model(graph: gs.Graph, header: onnx.ModelProto) -> onnx.ModelProto:
         exported.ir_version = _MIN_IR_FOR_FREE_INITIALIZERS
     if vars(graph).get("ir_as_imported", exported.ir_version) < _MIN_IR_FOR_FREE_INITIALIZERS:
         _free_initializers(exported)
-    return exported
+    return Skeleton(exported, payloads)
 
 
 def _bare_initializers(graph: gs.Graph) -> set[str]:
@@ -87,35 +96,35 @@ def _free_initializers(exported: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _encoded(graph: gs.Graph) -> Iterator[None]:
-    """Constants that graphsurgeon would write wrongly stand encoded while it writes.
+def _encoded(graph: gs.Graph, table: Table, payloads: list[Payload]) -> Iterator[None]:
+    """Constants that graphsurgeon would copy or write wrongly stand encoded while it writes.
 
-    It has no encoding for strings and types under a byte and a wrong one for a float8 type, it writes the name
-    of a constant into the message of its value, which two constants may share, and not the name of a sparse one.
+    Among them are those whose message two constants share: it writes their names into it. It does not write that of
+    a sparse one.
     """
     swapped: list[tuple[gs.Constant, Any]] = []
     owners: dict[int, gs.Constant] = {}
     try:
-        for tensor in _constants(graph):
+        for tensor in constants(graph):
             values = tensor._values
             message = None
             if isinstance(values, np.ndarray):
-                if values.dtype.kind not in "fiubc":
-                    message = onnx.numpy_helper.from_array(_plain(values), tensor.name)
+                message = table.encoded(tensor, payloads)
             elif owners.setdefault(id(values.tensor), tensor) is not tensor:
                 message = type(values.tensor).FromString(values.tensor.SerializeToString())
             if isinstance(values, SparseValues):
                 (values.tensor if message is None else message).values.name = tensor.name
             if message is not None:
                 swapped.append((tensor, values))
-                tensor._values = (LazyValues if isinstance(values, np.ndarray) else type(values))(message)
+                sparse = isinstance(message, onnx.SparseTensorProto)
+                tensor._values = (SparseValues if sparse else LazyValues)(message)
         yield
     finally:
         for tensor, values in swapped:
             tensor._values = values
 
 
-def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+def constants(graph: gs.Graph) -> Iterator[gs.Constant]:
     """Every constant of the graph, its bodies, its functions and their attributes, each once."""
     seen: set[int] = set()
     for root in (graph, *graph.functions):
@@ -127,8 +136,3 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
                 if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield tensor
-
-
-def _plain(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Text as Python objects, which is how onnx takes it."""
-    return values.astype(object) if values.dtype.kind in "US" else values

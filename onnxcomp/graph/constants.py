@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcomp.storage.mapped import Mapped
+
 __all__ = ["assign", "is_constant", "replace_input", "shape_of", "value_of"]
 
 Array = np.ndarray[Any, Any]
@@ -28,6 +30,8 @@ def value_of(tensor: gs.Tensor) -> Array | None:
         values = tensor._values
         if isinstance(values, np.ndarray):
             return values
+        if isinstance(values, Mapped):
+            return values.view()
         if isinstance(values.tensor, onnx.TensorProto):
             return _stored(values.tensor)
         return _dense(values.tensor)
