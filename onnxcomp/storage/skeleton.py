@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.wire import Buffer, field_of
 
-__all__ = ["LEAST", "Skeleton", "byte_size", "is_reference", "refer", "reference_fields", "referred", "tensors_of"]
+__all__ = ["LEAST", "Skeleton", "is_reference", "refer", "reference_fields", "referred", "tensors_of"]
 
 LARGE = 512 * 2**20
 """Bytes of a model from which its weights are kept out of memory wherever that is possible."""
@@ -132,30 +131,6 @@ class Skeleton:
         for tensor in tensors_of(proto):
             self.fill(tensor)
         return proto
-
-
-def byte_size(tensor: onnx.TensorProto) -> int | None:
-    """Bytes that the tensor's type and dimensions call for; None for types of no fixed size."""
-    bits = _BITS.get(tensor.data_type)
-    if bits is None:
-        return None
-    elements: int = math.prod(tensor.dims)
-    return -(-elements * bits // 8)
-
-
-def _bits() -> dict[int, int]:
-    """Of each element type."""
-    found = {}
-    for element in onnx.helper.get_all_tensor_dtypes():
-        name = onnx.helper.tensor_dtype_to_string(element).rsplit(".", 1)[-1]
-        if name in ("STRING", "UNDEFINED"):
-            continue
-        packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.get(name)
-        found[int(element)] = packed or 8 * onnx.helper.tensor_dtype_to_np_dtype(element).itemsize
-    return found
-
-
-_BITS = _bits()
 
 
 # -- references --------------------------------------------------------------------------------------------
