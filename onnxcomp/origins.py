@@ -18,9 +18,8 @@ from onnxcomp.messages import copied, name_of, shell
 from onnxcomp.refusals import (
     known_element_type,
     refuse_capture,
-    refuse_duplicates,
     refuse_external,
-    refuse_graph,
+    refuse_nameless,
 )
 from onnxcomp.scopes import nested_graphs
 
@@ -262,7 +261,7 @@ def take_node_origin(node: onnx.NodeProto) -> NodeOrigin:
     """The node's origin; attributes that graphsurgeon cannot hold leave the node for it.
 
     Raises:
-        InputError: two of its attributes have one name, or an attribute cannot be kept.
+        InputError: an attribute cannot be kept.
     """
     fields = shell(node, without=("input", "output", "attribute"))
     return NodeOrigin(fields, take_attributes(node.attribute, f"node {node.name or node.op_type!r}"))
@@ -274,7 +273,6 @@ def take_attributes(attributes: Any, owner: str, defaults: bool = False) -> Attr
     Args:
         defaults: whether they are the default values of a function's attributes.
     """
-    refuse_duplicates([attribute.name for attribute in attributes], owner, "attributes")
     messages: list[onnx.AttributeProto] = []
     aside: set[str] = set()
     for index in reversed(range(len(attributes))):
@@ -309,7 +307,7 @@ def _holds(attribute: onnx.AttributeProto) -> bool:
         return kind in PAYLOADS
     if kind in _LISTS and not getattr(attribute, PAYLOADS[kind]):
         return False  # it could not tell the type of an empty list
-    if kind == Kind.TENSOR and (attribute.t.HasField("segment") or not known_element_type(attribute.t.data_type)):
+    if kind == Kind.TENSOR and not known_element_type(attribute.t.data_type):
         return False
     try:
         for text in (attribute.s, *attribute.strings):
@@ -335,10 +333,12 @@ def take_graph_origin(graph: onnx.GraphProto, pinned: Iterable[str] = ()) -> Gra
         pinned: names of initializers that stay even if nothing reads them.
 
     Raises:
-        InputError: initializers or inputs have no name or one name, or are of an unknown type.
+        InputError: initializers or inputs have no name, or sparse ones external data.
     """
     tensors = [*graph.initializer, *graph.sparse_initializer]
-    refuse_graph(graph)
+    refuse_nameless(graph)
+    for sparse in graph.sparse_initializer:
+        refuse_external(sparse, f"the sparse initializer {sparse.values.name!r}")
     dense = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
     scales = [entry.value for note in graph.quantization_annotation for entry in note.quant_parameter_tensor_names]
     declared = (*graph.input, *graph.output, *graph.value_info)

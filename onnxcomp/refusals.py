@@ -1,12 +1,11 @@
 """What cannot be carried through an edit is refused before one begins, each with one sentence.
 
-Files that readers understand in different ways are among it: whichever way was chosen, the result would be another
-model to somebody.
+What no reader could make sense of has been refused before that (see ``validation``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -17,14 +16,7 @@ from onnxcomp.errors import InputError
 from onnxcomp.messages import name_of
 from onnxcomp.storage.skeleton import is_reference
 
-__all__ = [
-    "known_element_type",
-    "refuse_capture",
-    "refuse_duplicates",
-    "refuse_external",
-    "refuse_graph",
-    "refuse_unreadable_names",
-]
+__all__ = ["known_element_type", "refuse_capture", "refuse_external", "refuse_nameless", "refuse_unreadable_names"]
 
 _ELEMENT_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 
@@ -34,33 +26,19 @@ def known_element_type(element_type: int) -> bool:
     return element_type in _ELEMENT_TYPES
 
 
-def refuse_graph(graph: onnx.GraphProto) -> None:
-    """Names that stand for two things or for none, and tensors whose values cannot be read.
+def refuse_nameless(graph: onnx.GraphProto) -> None:
+    """Initializers and inputs without a name, which graphsurgeon would give to every input that a node leaves out.
 
     Raises:
-        InputError: it has such.
+        InputError: the graph has such.
     """
-    where = f"the graph {graph.name!r}"
-    tensors: list[Any] = [*graph.initializer, *graph.sparse_initializer]
     for what, names in (
-        ("initializer", [name_of(tensor) for tensor in tensors]),
+        ("initializer", [name_of(tensor) for tensor in (*graph.initializer, *graph.sparse_initializer)]),
         ("input", [value.name for value in graph.input]),
     ):
         if "" in names:
-            raise InputError(f"{where} has an {what} without a name, which nothing can refer to; name or remove it")
-        refuse_duplicates(names, where, f"{what}s")
-    for tensor in graph.sparse_initializer:
-        refuse_external(tensor, f"the sparse initializer {tensor.values.name!r}")
-    for dense in (*graph.initializer, *(tensor.values for tensor in graph.sparse_initializer)):
-        if not known_element_type(dense.data_type):
             raise InputError(
-                f"the initializer {dense.name!r} has the element type {dense.data_type}, "
-                f"which onnx {onnx.__version__} does not know; install a newer onnx, or export the model again"
-            )
-        if dense.HasField("segment"):
-            raise InputError(
-                f"the initializer {dense.name!r} is stored in segments, which ONNX Runtime cannot read; "
-                "export the model again"
+                f"the graph {graph.name!r} has an {what} without a name, which nothing can refer to; name or remove it"
             )
 
 
@@ -73,7 +51,7 @@ def refuse_unreadable_names(graph: onnx.GraphProto | onnx.FunctionProto) -> None
     for name in _all_names(graph):
         if isinstance(name, bytes):
             shown = name.decode(errors="backslashreplace")
-            raise InputError(f"the graph {graph.name!r} has the name {shown!r}, which is not UTF-8 text; rename it")
+            raise InputError(f"the graph {graph.name!r} has the name '{shown}', which is not UTF-8 text; rename it")
 
 
 def _all_names(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
@@ -88,19 +66,6 @@ def _all_names(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
     for value in (*graph.input, *graph.output, *graph.value_info):
         yield value.name
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
-
-
-def refuse_duplicates(names: Sequence[str], where: str, what: str) -> None:
-    """Two things of one name.
-
-    Raises:
-        InputError: there are such.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InputError(f"{where} has two {what} named {name!r}, and which one counts is undefined; remove one")
-        seen.add(name)
 
 
 def refuse_external(message: Message, where: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from onnxcomp.messages import copy_fields
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.wire import Buffer, field_of
 
-__all__ = ["LEAST", "Skeleton", "byte_size", "is_reference", "refer", "reference_fields", "referred", "tensors_of"]
+__all__ = ["LEAST", "Skeleton", "is_reference", "refer", "reference_fields", "referred", "tensors_of"]
 
 LARGE = 512 * 2**20
 """Bytes of a model from which its weights are kept out of memory wherever that is possible."""
@@ -27,6 +26,7 @@ LEAST = 1024
 
 # No file can contain this, so no file can pass its own tensors off as references.
 _HERE = f"onnxcomp:{secrets.token_hex(16)}"
+_STATED = "data_location is stated"
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 
 M = TypeVar("M", bound=Message)
@@ -110,8 +110,11 @@ class Skeleton:
         """Put a tensor's bytes in the place of a reference."""
         if is_reference(tensor):
             tensor.raw_data = bytes(self.payload(tensor).read())
+            stated = _states_location(tensor)
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
+            if stated:
+                tensor.data_location = onnx.TensorProto.DEFAULT
 
     def payload(self, reference: onnx.TensorProto) -> Payload:
         """What a reference refers to."""
@@ -135,30 +138,6 @@ class Skeleton:
         return proto
 
 
-def byte_size(tensor: onnx.TensorProto) -> int | None:
-    """Bytes that the tensor's type and dimensions call for; None for types of no fixed size."""
-    bits = _BITS.get(tensor.data_type)
-    if bits is None:
-        return None
-    elements: int = math.prod(tensor.dims)
-    return -(-elements * bits // 8)
-
-
-def _bits() -> dict[int, int]:
-    """Of each element type."""
-    found = {}
-    for element in onnx.helper.get_all_tensor_dtypes():
-        name = onnx.helper.tensor_dtype_to_string(element).rsplit(".", 1)[-1]
-        if name in ("STRING", "UNDEFINED"):
-            continue
-        packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.get(name)
-        found[int(element)] = packed or 8 * onnx.helper.tensor_dtype_to_np_dtype(element).itemsize
-    return found
-
-
-_BITS = _bits()
-
-
 # -- references --------------------------------------------------------------------------------------------
 
 
@@ -174,18 +153,30 @@ def referred(reference: onnx.TensorProto) -> int:
 
 def refer(tensor: onnx.TensorProto, index: int) -> None:
     """Make the tensor stand for a payload."""
+    stated = tensor.HasField("data_location") and tensor.data_location == onnx.TensorProto.DEFAULT
     tensor.ClearField("raw_data")
     tensor.ClearField("external_data")
-    tensor.MergeFromString(reference_fields(index))
+    tensor.MergeFromString(reference_fields(index, stated))
 
 
-def reference_fields(index: int) -> bytes:
-    """The fields that make a TensorProto without data a reference."""
+def reference_fields(index: int, stated: bool = False) -> bytes:
+    """The fields that make a TensorProto without data a reference.
+
+    Args:
+        index: of the payload.
+        stated: whether the tensor says itself that its data are in it, as those do that were external once.
+    """
     tensor = onnx.TensorProto(data_location=_EXTERNAL)
     tensor.external_data.add(key="location", value=_HERE)
     tensor.external_data.add(key="offset", value=str(index))
+    if stated:
+        tensor.external_data.add(key=_STATED)
     data: bytes = tensor.SerializeToString()
     return data
+
+
+def _states_location(reference: onnx.TensorProto) -> bool:
+    return any(entry.key == _STATED for entry in reference.external_data)
 
 
 def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -263,9 +254,13 @@ def _pieces(message: Message, payloads: list[Payload]) -> Pieces:
 def _tensor_pieces(tensor: onnx.TensorProto, payloads: list[Payload]) -> Pieces:
     payload = payloads[referred(tensor)]
     number = tensor.DESCRIPTOR.fields_by_name["raw_data"].number
-    kept = [field for field, _ in tensor.ListFields() if field.name not in ("external_data", "data_location")]
-    before = _only(tensor, {field.name for field in kept if field.number < number})
-    behind = _only(tensor, {field.name for field in kept if field.number > number})
+    first = {field.name for field in tensor.DESCRIPTOR.fields if field.number < number}
+    before = _only(tensor, first)
+    rest = onnx.TensorProto()
+    copy_fields(tensor, rest, skip=first | {"external_data", "data_location"})
+    if _states_location(tensor):
+        rest.data_location = onnx.TensorProto.DEFAULT
+    behind: bytes = rest.SerializeToString()
     return [before, field_of(number, payload.nbytes), payload, behind, _unknown(tensor)]
 
 

@@ -50,8 +50,7 @@ def branches_that_read_outer_weights() -> onnx.ModelProto:
 
 @construct
 def branches_that_read_outer_sparse_weights() -> onnx.ModelProto:
-    proto = surround([branch(body("then"), body("else", reads="s")), layer()], inputs=[CONDITION])
-    del proto.graph.output[0]
+    proto = surround([branch(body("then"), body("else", reads="s"))], inputs=[CONDITION])
     proto.graph.sparse_initializer.append(sparse(name="s"))
     return proto
 
