@@ -73,6 +73,8 @@ class Model:
         table = Table(skeleton.payloads)
         try:
             graph, header = codec.import_model(skeleton.proto, table)
+        except InputError as error:
+            raise InputError(f"{path or 'the model'}: {error}") from None
         except Exception as error:  # graphsurgeon raises whatever its parser stumbles over
             raise InputError(f"{path or 'the model'}: cannot be read as a graph: {one_line(error)}") from error
         model = cls(graph, header, table, external)

@@ -26,12 +26,6 @@ from tests import models
 from tests.models import ARRAYS, FEATURES
 
 Array = np.ndarray[Any, Any]
-ROOT = Path(__file__).parents[1]
-CACHE = Path.home() / ".cache" / "onnxcomp"
-ZOO = [
-    *(ROOT / "models" / f"{name}.onnx" for name in ("fashion_resnet", "fashion_resnet_bn")),
-    *(CACHE / name / f"{name}.onnx" for name in ("mobilenetv2", "ppocr_rec", "minilm", "mnist", "silero_vad")),
-]
 
 
 def initializers(proto: onnx.ModelProto) -> dict[str, Array]:
@@ -116,25 +110,6 @@ def test_an_independent_reader_sees_the_same_model(feature: str) -> None:
         assert mine.doc_string == other.doc_string
         assert mine.op_identifier() == other.op_identifier()
     assert ours.graph[0].name == "renamed"
-
-
-@pytest.mark.zoo
-@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
-def test_real_models_come_through_unchanged(path: Path) -> None:
-    if not path.exists():
-        pytest.skip(f"{path} is not in the cache; see models/README.md")
-    found, original = Model.load(path).proto(), onnx.load(path)
-    for message in (found, original):
-        for node in _all_nodes(message.graph):
-            for attribute in node.attribute:
-                if attribute.HasField("t") and not attribute.t.name:
-                    attribute.t.ClearField("name")  # a name that is set to nothing, which is none
-    assert found == original
-
-
-def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-    return [*graph.node, *(node for body in bodies for node in _all_nodes(body))]
 
 
 def test_dynamic_dimensions_keep_their_names() -> None:
