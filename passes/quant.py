@@ -17,11 +17,12 @@ from onnxcomp.errors import PassError
 from onnxcomp.evaluate import Evaluator, metric_named
 from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
+from onnxcomp.graph.bodies import common_graph
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.int8_forms import FormWriter, is_table, read_in_one_graph
-from onnxcomp.graph.integer_plan import make_plan, unsuitable
-from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plan
+from onnxcomp.graph.int8_forms import FormWriter, is_table
+from onnxcomp.graph.integer_plan import IntegerPlan, Site, make_plans, unsuitable
+from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.linalg import ranges
@@ -159,13 +160,14 @@ class _Quantization:
         self.ctx = ctx
         self.layers = layers
         self.careful = ctx.target.int8_saturates
-        self.calibration = Calibration({}, {})
+        self.calibration = Calibration()
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
     def write(self, division: _Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
             self.calibration = self._calibrate(division)
+            self._leave_unseen(division)
             measured = spread(self.data, _MEASURED_SAMPLES)
             self.evaluator = Evaluator(session.create(self.model), measured, metric_named("sqnr"))
         writer = FormWriter(self.model.graph)
@@ -215,21 +217,36 @@ class _Quantization:
         return division
 
     def _calibrate(self, division: _Division) -> Calibration:
-        plan = make_plan(self.model.graph, division.static)
-        axes = {
-            layer.node.inputs[0].name: 1 if layer.kind == "Conv" else -1
-            for layer in (*division.static, *division.dynamic)
-        }
+        plans = make_plans(self.model.graph, division.static)
+        channels = [
+            (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
+        ]
         assert self.data is not None
-        names = [tensor.name for tensor in plan.tensors if id(tensor) not in plan.gates]
-        return calibrate(self.model, self.data, names, axes, self.ctx.progress)
+        tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
+        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress)
+
+    def _leave_unseen(self, division: _Division) -> None:
+        """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
+        unseen = {
+            site.layer.name
+            for plan in make_plans(self.model.graph, division.static)
+            for site in plan.sites
+            if not all(self.calibration.seen(root) for root in _observed_around(plan, site))
+        }
+        for layer in [layer for layer in division.static if layer.name in unseen]:
+            division.static.remove(layer)
+            reason = "no calibration sample shows the values in its body"
+            if _is_storable(self.model.graph, layer):
+                division.stored.append((layer, reason))
+            else:
+                self.ctx.skip(layer, reason)
 
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------
 
     def _write_dynamic(self, writer: FormWriter, layer: WeightedLayer) -> Written:
         rows = layer.matrix()[0]
         weights = quantize_weights(rows, self.careful)
-        means = self.calibration.means.get(layer.node.inputs[0].name)
+        means = self.calibration.means.get(id(layer.node.inputs[0]))
         shift = np.zeros(len(rows)) if means is None else -mean_output_error(layer, weights, means)
         bias = None
         if layer.kind == "MatMul":
@@ -296,9 +313,10 @@ class _Quantization:
     def _build(self, layers: list[WeightedLayer], method: ranges.Method) -> dict[str, Written]:
         """Quantize exactly these layers."""
         self.state.restore()
-        plan = make_plan(self.model.graph, layers)
-        grids = {root.name: self.calibration.grid(root.name, method) for root in plan.distinct_roots()}
-        return write_plan(self.model.graph, plan, grids, self.calibration.means, self.careful)
+        plans = make_plans(self.model.graph, layers)
+        roots = [root for plan in plans for root in plan.distinct_roots()]
+        grids = {id(root): self.calibration.grid(root, method) for root in roots}
+        return write_plans(self.model.graph, plans, grids, self.calibration.means, self.careful)
 
     def _drop_unfused(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
         """Only the layers for which ONNX Runtime makes an integer kernel; dropping one may unfuse another."""
@@ -355,15 +373,11 @@ class _Quantization:
 
     def _suspects(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
         """The layers whose activations lose most by rounding."""
-        plan = make_plan(self._restored().graph, layers)
-        lost = {}
-        for site in plan.sites:
-            name = plan.roots[id(site.source)].name
-            histogram = self.calibration.histograms[name]
-            scale, zero = self.calibration.grid(name, method)
-            bounds = -zero * scale, (255 - zero) * scale
-            signal, noise = ranges.quantization_noise(histogram.counts, histogram.edges, *bounds)
-            lost[site.layer.name] = noise / signal if signal else 0.0
+        lost: dict[str, float] = {}
+        for plan in make_plans(self._restored().graph, layers):
+            for site in plan.sites:
+                root = plan.roots[id(site.source)]
+                lost[site.layer.name] = 0.0 if id(root) in plan.gates else self.calibration.noise(root, method)
         return sorted(layers, key=lambda layer: -lost[layer.name])[:_SUSPECTS]
 
     def _restored(self) -> Model:
@@ -379,7 +393,15 @@ def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
     """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
     if layer.quantized or int(np.prod(layer.shape)) < _LEAST_STORED:
         return False
-    return str(layer.array().dtype) == "float32" and read_in_one_graph(graph, layer)
+    readers = {id(node) for node in layer.weight.outputs}
+    return str(layer.array().dtype) == "float32" and common_graph(graph, readers) is not None
+
+
+def _observed_around(plan: IntegerPlan, site: Site) -> list[gs.Tensor]:
+    """The tensors whose values tell the grids around the layer."""
+    held = [site.source, site.result] if site.layer.kind == "Conv" else [site.source]
+    roots = [plan.roots[id(tensor)] for tensor in held]
+    return [root for root in roots if id(root) not in plan.gates]
 
 
 def _limited(written: Written) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach, output_ids, reads_alone, sole_consumer
 
@@ -50,8 +51,13 @@ def recognize_hard_sigmoids(graph: gs.Graph) -> int:
 
 
 def split_hard_swishes(graph: gs.Graph) -> int:
-    """HardSwish (operator set 14) becomes x · HardSigmoid(x), as ONNX Runtime does itself at load."""
-    names, nodes, found = Names(graph), [], 0
+    """HardSwish (operator set 14) becomes x · HardSigmoid(x), as ONNX Runtime does itself at load; in bodies too."""
+    names = Names(graph)
+    return sum(_split_hard_swishes(nested, names) for nested in nested_graphs(graph))
+
+
+def _split_hard_swishes(graph: gs.Graph, names: Names) -> int:
+    nodes, found = [], 0
     for node in graph.nodes:
         if node.op == "HardSwish" and node.domain in _STANDARD:
             source, result = node.inputs[0], node.outputs[0]

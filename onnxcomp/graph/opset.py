@@ -99,7 +99,7 @@ class _Upgrade:
             new = onnx.defs.get_schema(node.op, self.target)
         except onnx.defs.SchemaError:
             return True
-        if new.deprecated or node.op == "Resize":
+        if new.deprecated or node.op == "Resize" or (node.op == "Scan" and old.since_version == 8):
             return old.since_version != new.since_version
         if old.since_version == new.since_version:
             return False

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxcomp.errors import InputError
+from onnxcomp.origins import proto_graphs
 from onnxcomp.runtime.session import reason
 
 __all__ = ["Kernel", "optimized_kernels"]
@@ -19,7 +20,7 @@ _FATAL = 4
 
 @dataclass(frozen=True)
 class Kernel:
-    """A node of the optimized graph."""
+    """A node of the optimized graph, or of a body in it."""
 
     op: str
     name: str
@@ -28,7 +29,7 @@ class Kernel:
 
 
 def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
-    """The nodes of the main graph after all of ONNX Runtime's optimizations on this machine, in order.
+    """The nodes, in bodies too, after all of ONNX Runtime's optimizations on this machine, in order.
 
     Raises:
         InputError: ONNX Runtime refuses the model.
@@ -44,4 +45,8 @@ def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
         except Exception as error:  # the binding raises a dozen classes that share no base
             raise InputError(f"the model: ONNX Runtime cannot load it: {reason(error)}") from None
         graph = onnx.load_model(path, load_external_data=False).graph
-    return [Kernel(node.op_type, node.name, tuple(node.input), tuple(node.output)) for node in graph.node]
+    return [
+        Kernel(node.op_type, node.name, tuple(node.input), tuple(node.output))
+        for nested in proto_graphs(graph)
+        for node in nested.node
+    ]

@@ -235,7 +235,8 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _body(node: onnx.NodeProto, attribute: str) -> onnx.GraphProto:
-    return next(item.g for item in node.attribute if item.name == attribute)
+    body: onnx.GraphProto = next(item.g for item in node.attribute if item.name == attribute)
+    return body
 
 
 def _value(name: str, kind: int) -> onnx.ValueInfoProto:
