@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 __all__ = [
     "GraphOrigin",
     "NodeOrigin",
+    "all_graphs",
     "copy_fields",
     "drop_unused",
     "home_of",
@@ -139,6 +140,12 @@ def nested_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
         for attribute in node.attrs.values():
             if isinstance(attribute, gs.Graph):
                 yield from nested_graphs(attribute)
+
+
+def all_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """The graph and its bodies, and then each model-local function and its bodies."""
+    for root in (graph, *graph.functions):
+        yield from nested_graphs(root)
 
 
 def proto_graphs(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:

@@ -10,17 +10,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from onnxcomp.codec import nested_graphs
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.evaluate import Evaluator, metric_named
 from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
-from onnxcomp.graph.bodies import common_graph
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.int8_forms import FormWriter, is_table
+from onnxcomp.graph.int8_forms import FormWriter, is_table, obstacle_to_storing
 from onnxcomp.graph.integer_plan import IntegerPlan, Site, make_plans, unsuitable
 from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -28,6 +26,7 @@ from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.linalg import ranges
 from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.model import Model
+from onnxcomp.origins import all_graphs
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime import session
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
@@ -120,8 +119,9 @@ class Quant(Pass):
         if division == _Division():
             return
         before = len(model.serialize())
-        upgrade_opset(model, OPSET)
-        split_hard_swishes(model.graph)
+        if division.static or division.dynamic or division.tables:
+            upgrade_opset(model, OPSET)
+            split_hard_swishes(model.graph)
         work.write(division)
         if len(model.serialize()) >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
@@ -196,10 +196,13 @@ class _Quantization:
         if self.options.mode == "auto" and 2 * matmuls > total:
             dynamic.add("MatMul")
         no_range = "mode is dynamic" if self.data is not None else "there is no calibration data"
+        kept = {id(layer.weight) for layer in self.layers if layer.name in self.options.keep}
         for layer in self.layers:
             reason = unsuitable(layer)
             if layer.name in self.options.keep:
                 self.ctx.skip(layer, "kept in float, as option keep asks")
+            elif id(layer.weight) in kept:
+                self.ctx.skip(layer, "its weight is also that of a layer that option keep names")
             elif is_table(layer) and _is_storable(self.model.graph, layer):
                 division.tables.append(layer)
             elif reason and not _is_storable(self.model.graph, layer):
@@ -386,15 +389,12 @@ class _Quantization:
 
 
 def _is_quantized(model: Model) -> bool:
-    return any(node.op in _QUANTIZED_OPS for graph in nested_graphs(model.graph) for node in graph.nodes)
+    return any(node.op in _QUANTIZED_OPS for graph in all_graphs(model.graph) for node in graph.nodes)
 
 
 def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
     """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
-    if layer.quantized or int(np.prod(layer.shape)) < _LEAST_STORED:
-        return False
-    readers = {id(node) for node in layer.weight.outputs}
-    return str(layer.array().dtype) == "float32" and common_graph(graph, readers) is not None
+    return int(np.prod(layer.shape)) >= _LEAST_STORED and not obstacle_to_storing(graph, layer)
 
 
 def _observed_around(plan: IntegerPlan, site: Site) -> list[gs.Tensor]:

@@ -8,15 +8,16 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.bodies import common_graph, graphs_of_nodes
 from onnxcomp.graph.edit import Names, detach, replace_uses
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.int8 import Int8Weights, quantize_weights
+from onnxcomp.origins import all_graphs
 
-__all__ = ["FormWriter", "is_table", "stored_rows"]
+__all__ = ["FormWriter", "is_table", "obstacle_to_storing", "stored_rows"]
 
 Array = np.ndarray[Any, Any]
+_STORED_OPSET = 7  # since then Mul broadcasts as NumPy does
 _Codes = tuple[gs.Tensor, gs.Tensor, gs.Tensor]
 
 
@@ -71,10 +72,9 @@ class FormWriter:
             self._node("Cast", [stored], real, to=onnx.TensorProto.FLOAT),
             self._node("Mul", [real, steps], restored),
         ]
-        place = common_graph(self._graph, {id(node) for node in source.outputs})
-        assert place is not None
+        first = _first_reader(self._graph, source)
+        assert first is not None
         replace_uses(source, restored)
-        first = place[1]
         self._replaced.setdefault(id(first), [first])[:0] = nodes
 
     def table(self, layer: WeightedLayer) -> None:
@@ -91,7 +91,7 @@ class FormWriter:
 
     def finish(self) -> None:
         """Put the new nodes in the places of the old ones and drop what nobody reads any more."""
-        for graph in nested_graphs(self._graph):
+        for graph in all_graphs(self._graph):
             graph.nodes = [new for node in graph.nodes for new in self._replaced.get(id(node), [node])]
         self._graph.cleanup()
 
@@ -111,6 +111,31 @@ class FormWriter:
 
     def _variable(self, name: str) -> gs.Variable:
         return gs.Variable(self._names.new(name))
+
+
+def obstacle_to_storing(graph: gs.Graph, layer: WeightedLayer) -> str:
+    """Why the weight cannot be kept in 8 bits and restored by nodes beside the layer, or nothing."""
+    if layer.quantized:
+        return "the weight is quantized already"
+    if str(layer.array().dtype) != "float32":
+        return f"its weights are {layer.array().dtype}, not float32"
+    root = graph
+    if layer.function:
+        root = next(function for function in graph.functions if common_graph(function, {id(layer.node)}))
+        if all(entry.domain not in ("", "ai.onnx") for entry in root.import_domains or ()):
+            return "the function imports no standard operators to restore it"
+    if root.opset is None or root.opset < _STORED_OPSET:
+        return f"the Mul of operator set {root.opset} cannot restore it"
+    return "" if _first_reader(graph, layer.weight) is not None else "its readers stand in no common graph"
+
+
+def _first_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+    """In the innermost graph around all readers, the first node that is one or holds one."""
+    readers = {id(node) for node in tensor.outputs}
+    for root in (graph, *graph.functions):
+        if (place := common_graph(root, readers)) is not None:
+            return place[1]
+    return None
 
 
 def stored_rows(layer: WeightedLayer) -> tuple[Array, Array]:
@@ -135,4 +160,4 @@ def is_table(layer: WeightedLayer) -> bool:
     node = layer.node
     axis = int(node.attrs.get("axis", 0))
     rows = node.op == "Gather" and layer.weight_index == 0 and axis == 0 and len(layer.shape) >= 2
-    return rows and not layer.shared and not layer.quantized
+    return rows and not layer.shared and not layer.quantized and not layer.function

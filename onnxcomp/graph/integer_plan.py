@@ -84,6 +84,8 @@ def unsuitable(layer: WeightedLayer) -> str:
     """Why a layer cannot run on integers, or nothing."""
     if layer.quantized:
         return "the weight is quantized already"
+    if layer.function:
+        return f"it lies {layer.place}, whose calls share it"
     if layer.kind == "other":
         return f"ONNX Runtime has no integer kernel for {layer.op} with this weight"
     if layer.kind == "ConvTranspose":
