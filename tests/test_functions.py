@@ -147,6 +147,29 @@ def test_other_passes_leave_functions_alone_and_say_why(passed: Pass) -> None:
     assert list(model.proto().functions) == list(proto.functions)
 
 
+def test_inlined_functions_are_layers_like_any_other() -> None:
+    proto = with_functions()
+    model = Model.from_proto(proto)
+    decisions = run(Fold(inline_functions=True), model)
+    assert {name for name, decision in decisions.items() if decision.action == "inlined"} == set(NAMES[2:])
+    assert not model.proto().functions
+    layers = weighted_layers(model)
+    assert [(layer.kind, layer.nested) for layer in layers] == [("MatMul", False)] * 6, "block is called twice"
+    assert error(proto, model) < 1e-5
+    assert all(decision.action == "quantized" for decision in run(Quant(), model).values())
+    assert error(proto, model) < 0.05
+
+
+def test_inlining_is_undone_like_every_other_edit() -> None:
+    proto = with_functions()
+    model = Model.from_proto(proto)
+    graph, state = model.graph, model.checkpoint()
+    run(Fold(inline_functions=True), model)
+    state.restore()
+    assert model.graph is graph
+    assert model.proto() == proto
+
+
 @pytest.mark.filterwarnings("ignore::onnxcomp.errors.OnnxcompWarning")
 def test_a_whole_compilation_accounts_for_functions(tmp_path: Any) -> None:
     path, out = tmp_path / "in.onnx", tmp_path / "out.onnx"

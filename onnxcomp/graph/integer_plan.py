@@ -85,7 +85,7 @@ def unsuitable(layer: WeightedLayer) -> str:
     if layer.quantized:
         return "the weight is quantized already"
     if layer.function:
-        return f"it lies {layer.place}, whose calls share it"
+        return f"it lies {layer.place}, whose calls share it (fold can inline functions)"
     if layer.kind == "other":
         return f"ONNX Runtime has no integer kernel for {layer.op} with this weight"
     if layer.kind == "ConvTranspose":
