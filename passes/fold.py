@@ -43,8 +43,8 @@ class Fold(Pass):
        so does a Gather or Slice of the known part of a partly dynamic shape. Dimensions that were only seen
        in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
     4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
-       bias of the Conv, ConvTranspose or Gemm before them. Not when that layer's output is read elsewhere or
-       is a graph output, when its weight is shared or in half precision, or after a MatMul.
+       bias of the Conv, ConvTranspose or Gemm before them, in bodies too. Not when that layer's output is read
+       elsewhere or is a graph output, when its weight is shared or in half precision, or after a MatMul.
        Mul by one constant, or one per channel, moves into the layers behind it in the same way, and so does
        Add into a Conv without padding; between a Mul and a padded Conv the Add stays and is divided.
     5. ``Identity``, ``Dropout`` at inference, a ``Cast`` to the same type, an identity ``Transpose`` and a

@@ -19,7 +19,7 @@ from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.int8_forms import FormWriter, is_table, obstacle_to_storing
-from onnxcomp.graph.integer_plan import IntegerPlan, Site, make_plans, unsuitable
+from onnxcomp.graph.integer_plan import make_plans, unsuitable
 from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
@@ -70,6 +70,10 @@ class Quant(Pass):
     - **table**: an embedding (Gather of rows) as int8 rows that are dequantized behind the Gather.
     - **stored**: a layer without an integer kernel keeps an int8 weight that ONNX Runtime restores when it
       loads the model: a quarter of the file, the speed of float.
+
+    Layers inside the bodies of If, Loop and Scan get these forms too; the values there are observed like all
+    others. A layer in a branch that no calibration sample takes is stored. So are the weights of model-local
+    functions, and once for all its readers a weight that several layers share.
 
     What happens besides:
 
@@ -234,11 +238,12 @@ class _Quantization:
             site.layer.name
             for plan in make_plans(self.model.graph, division.static)
             for site in plan.sites
-            if not all(self.calibration.seen(root) for root in _observed_around(plan, site))
+            if not all(self.calibration.seen(root) for root in plan.roots_around(site))
         }
-        for layer in [layer for layer in division.static if layer.name in unseen]:
-            division.static.remove(layer)
-            reason = "no calibration sample shows the values in its body"
+        without_range = [layer for layer in division.static if layer.name in unseen]
+        division.static = [layer for layer in division.static if layer.name not in unseen]
+        reason = "no calibration sample shows the values in its body"
+        for layer in without_range:
             if _is_storable(self.model.graph, layer):
                 division.stored.append((layer, reason))
             else:
@@ -395,13 +400,6 @@ def _is_quantized(model: Model) -> bool:
 def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
     """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
     return int(np.prod(layer.shape)) >= _LEAST_STORED and not obstacle_to_storing(graph, layer)
-
-
-def _observed_around(plan: IntegerPlan, site: Site) -> list[gs.Tensor]:
-    """The tensors whose values tell the grids around the layer."""
-    held = [site.source, site.result] if site.layer.kind == "Conv" else [site.source]
-    roots = [plan.roots[id(tensor)] for tensor in held]
-    return [root for root in roots if id(root) not in plan.gates]
 
 
 def _limited(written: Written) -> str:

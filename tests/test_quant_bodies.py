@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxcomp import compress
 from onnxcomp.context import Context, Decision
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
@@ -18,10 +20,12 @@ from onnxcomp.evaluate import compare
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
 from onnxcomp.passes.quant import Quant
+from onnxcomp.report.inspection import inspect
 from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
 from tests.generate import Program, Statement, statements
+from tests.zoo import calibration, zoo_model
 
 Array = np.ndarray[Any, Any]
 VNNI = Target.parse("x86-vnni")
@@ -238,3 +242,24 @@ def test_where_integer_kernels_in_bodies_are_slower_the_weights_are_stored(monke
     assert {decision.action for decision in context.decisions} == {"stored"}
     assert not kernels(model)["QLinearConv"]
     assert compare(original, session.create(model), data).fidelity.sqnr_db > 35
+
+
+@pytest.mark.zoo
+def test_a_voice_detector_whose_layers_are_all_in_bodies(tmp_path: Path) -> None:
+    path = zoo_model("silero_vad")
+    out = tmp_path / "out.onnx"
+    report = compress(path, "quant", data=calibration(path, 64), output=out, target=VNNI).report
+    assert report.succeeded
+    assert report.result.size_ratio > 3
+    actions = Counter(decision.action for decision in report.passes[-1].decisions)
+    assert actions["quantized"] == 6, "the branch of the sampling rate that the samples have"
+    assert sum(actions.values()) == len(weighted_layers(Model.load(path))) == 36
+    found = optimized_kernels(out.read_bytes())
+    assert Counter(kernel.op for kernel in found)["QLinearConv"] == 6
+    original, compressed = session.create(path.read_bytes()), session.create(out.read_bytes())
+    decided = [
+        [session.run(item, feeds)["output"].item() > 0.5 for item in (original, compressed)]
+        for feeds in calibration(path, 253).feeds()
+    ]
+    assert np.mean([before == after for before, after in decided]) > 0.98
+    assert len(inspect(Model.load(path)).layers) == 36

@@ -79,6 +79,11 @@ class IntegerPlan:
         roots = {id(root): root for root in (self.roots[id(tensor)] for tensor in self.tensors)}
         return [root for key, root in roots.items() if key not in self.gates]
 
+    def roots_around(self, site: Site) -> list[gs.Tensor]:
+        """The tensors whose values decide the grids of what a layer reads and, of a convolution, gives."""
+        held = [site.source, site.result] if site.layer.kind == "Conv" else [site.source]
+        return [root for tensor in held if id(root := self.roots[id(tensor)]) not in self.gates]
+
 
 def unsuitable(layer: WeightedLayer) -> str:
     """Why a layer cannot run on integers, or nothing."""
