@@ -19,7 +19,7 @@ from onnxcomp.refusals import (
     known_element_type,
     refuse_capture,
     refuse_external,
-    refuse_nameless,
+    refuse_graph,
 )
 from onnxcomp.scopes import nested_graphs
 
@@ -226,12 +226,15 @@ def tag_graphs(graphs: Sequence[gs.Graph], origins: Sequence[GraphOrigin]) -> No
         origin.states.update((name, state_of(tensor)) for name, tensor in graph.tensors().items())
         origin.names.update(tensor_names(graph))
         own = set(origin.initializer_order)
+        sparse = {name_of(message) for message in origin.unused if isinstance(message, onnx.SparseTensorProto)}
         reached = {tensor.name for tensor in graph.outputs}
         for tensor in _tensors_read(graph):
             if not isinstance(tensor, gs.Constant) or tensor.name not in own:
                 continue
             if vars(tensor).setdefault(_HOME, origin) is origin:
                 reached.add(tensor.name)
+                if tensor.data_location == onnx.TensorProto.DEFAULT and tensor.name in sparse:
+                    tensor.data_location = None  # graphsurgeon says so of a sparse one though its file does not
         origin.unused[:] = [message for message in origin.unused if name_of(message) not in reached]
 
 
@@ -261,7 +264,7 @@ def take_node_origin(node: onnx.NodeProto) -> NodeOrigin:
     """The node's origin; attributes that graphsurgeon cannot hold leave the node for it.
 
     Raises:
-        InputError: an attribute cannot be kept.
+        InputError: two of its attributes have one name, or an attribute cannot be kept.
     """
     fields = shell(node, without=("input", "output", "attribute"))
     return NodeOrigin(fields, take_attributes(node.attribute, f"node {node.name or node.op_type!r}"))
@@ -307,7 +310,7 @@ def _holds(attribute: onnx.AttributeProto) -> bool:
         return kind in PAYLOADS
     if kind in _LISTS and not getattr(attribute, PAYLOADS[kind]):
         return False  # it could not tell the type of an empty list
-    if kind == Kind.TENSOR and not known_element_type(attribute.t.data_type):
+    if kind == Kind.TENSOR and (attribute.t.HasField("segment") or not known_element_type(attribute.t.data_type)):
         return False
     try:
         for text in (attribute.s, *attribute.strings):
@@ -333,12 +336,10 @@ def take_graph_origin(graph: onnx.GraphProto, pinned: Iterable[str] = ()) -> Gra
         pinned: names of initializers that stay even if nothing reads them.
 
     Raises:
-        InputError: initializers or inputs have no name, or sparse ones external data.
+        InputError: initializers or inputs have no name or one name, or are of an unknown type.
     """
     tensors = [*graph.initializer, *graph.sparse_initializer]
-    refuse_nameless(graph)
-    for sparse in graph.sparse_initializer:
-        refuse_external(sparse, f"the sparse initializer {sparse.values.name!r}")
+    refuse_graph(graph)
     dense = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
     scales = [entry.value for note in graph.quantization_annotation for entry in note.quant_parameter_tensor_names]
     declared = (*graph.input, *graph.output, *graph.value_info)

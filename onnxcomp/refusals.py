@@ -1,6 +1,7 @@
 """What cannot be carried through an edit is refused before one begins, each with one sentence.
 
-What no reader could make sense of has been refused before that (see ``validation``).
+Files that readers understand in different ways are among it: whichever way was chosen, the result would be another
+model to somebody.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from onnx.external_data_helper import uses_external_data
 
 from onnxcomp.errors import InputError
 from onnxcomp.messages import name_of
-from onnxcomp.storage.skeleton import is_reference
 
-__all__ = ["known_element_type", "refuse_capture", "refuse_external", "refuse_nameless", "refuse_unreadable_names"]
+__all__ = [
+    "known_element_type",
+    "refuse_capture",
+    "refuse_external",
+    "refuse_graph",
+    "refuse_unreadable_names",
+]
 
 _ELEMENT_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 
@@ -26,20 +32,22 @@ def known_element_type(element_type: int) -> bool:
     return element_type in _ELEMENT_TYPES
 
 
-def refuse_nameless(graph: onnx.GraphProto) -> None:
-    """Initializers and inputs without a name, which graphsurgeon would give to every input that a node leaves out.
+def refuse_graph(graph: onnx.GraphProto) -> None:
+    """Initializers and inputs without a name, and sparse initializers whose data are elsewhere.
 
     Raises:
-        InputError: the graph has such.
+        InputError: it has such.
     """
-    for what, names in (
-        ("initializer", [name_of(tensor) for tensor in (*graph.initializer, *graph.sparse_initializer)]),
-        ("input", [value.name for value in graph.input]),
+    for what, items in (
+        ("initializer", [*graph.initializer, *graph.sparse_initializer]),
+        ("input", list(graph.input)),
     ):
-        if "" in names:
+        if any(not name_of(item) for item in items):
             raise InputError(
                 f"the graph {graph.name!r} has an {what} without a name, which nothing can refer to; name or remove it"
             )
+    for tensor in graph.sparse_initializer:
+        refuse_external(tensor, f"the sparse initializer {tensor.values.name!r}")
 
 
 def refuse_unreadable_names(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
@@ -51,7 +59,7 @@ def refuse_unreadable_names(graph: onnx.GraphProto | onnx.FunctionProto) -> None
     for name in _all_names(graph):
         if isinstance(name, bytes):
             shown = name.decode(errors="backslashreplace")
-            raise InputError(f"the graph {graph.name!r} has the name '{shown}', which is not UTF-8 text; rename it")
+            raise InputError(f"the graph {graph.name!r} has the name {shown!r}, which is not UTF-8 text; rename it")
 
 
 def _all_names(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
@@ -75,8 +83,11 @@ def refuse_external(message: Message, where: str) -> None:
         InputError: a tensor in the message has external data.
     """
     for tensor in _tensors(message):
-        if uses_external_data(tensor) and not is_reference(tensor):
-            raise InputError(f"{where} has its data in another file, where it is not looked for; store it in the model")
+        if uses_external_data(tensor):
+            raise InputError(
+                f"{where} has its data in another file, which only initializers and tensor attributes may have here; "
+                "store it in the model"
+            )
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:

@@ -18,6 +18,7 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from onnxcomp.errors import InputError
+from onnxcomp.storage.skeleton import is_reference
 
 __all__ = ["byte_size", "check_structure", "external_file", "external_range", "quoted"]
 
@@ -28,16 +29,12 @@ _MOST_AXES = 64  # NumPy's limit
 _MOST_DENSE_BYTES = 2**31
 _AGAIN = "export the model again"
 
+_PACKED = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 _BITS = {
-    TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16, TensorProto.INT16: 16,
-    TensorProto.INT32: 32, TensorProto.INT64: 64, TensorProto.BOOL: 8, TensorProto.FLOAT16: 16, TensorProto.DOUBLE: 64,
-    TensorProto.UINT32: 32, TensorProto.UINT64: 64, TensorProto.COMPLEX64: 64, TensorProto.COMPLEX128: 128,
-    TensorProto.BFLOAT16: 16, TensorProto.FLOAT8E4M3FN: 8, TensorProto.FLOAT8E4M3FNUZ: 8, TensorProto.FLOAT8E5M2: 8,
-    TensorProto.FLOAT8E5M2FNUZ: 8, TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4,
-    **{getattr(TensorProto, name): bits for name, bits in (
-       ("FLOAT8E8M0", 8), ("UINT2", 2), ("INT2", 2), ("FLOAT6E2M3", 6), ("FLOAT6E3M2", 6))
-       if hasattr(TensorProto, name)},
-}  # fmt: skip
+    number: _PACKED.get(name, 8 * onnx.helper.tensor_dtype_to_np_dtype(number).itemsize)
+    for name, number in TensorProto.DataType.items()
+    if name not in ("UNDEFINED", "STRING")
+}
 
 _SIMPLE = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING,
@@ -150,7 +147,10 @@ def byte_size(tensor: TensorProto, where: str) -> int | None:
     if tensor.data_type == TensorProto.STRING:
         return None
     if tensor.data_type not in _BITS:
-        raise InputError(f"{where} has the type {tensor.data_type}, which does not exist; {_AGAIN}")
+        raise InputError(
+            f"{where} has the type {tensor.data_type}, which onnx {onnx.__version__} does not know; "
+            f"install a newer onnx, or {_AGAIN}"
+        )
     bits: int = math.prod(tensor.dims) * _BITS[tensor.data_type]
     return -(-bits // 8)
 
@@ -237,6 +237,8 @@ class _Check:
             for graph in _bodies(attribute):
                 self._graph(graph, [*outer, known])
             for tensor in _tensors(attribute):
+                if tensor.HasField("segment") or tensor.data_type not in TensorProto.DataType.values():
+                    continue  # carried as it is, for an operator that knows what to do with it
                 self._tensor(tensor, f"{self._where}: the tensor of {_described(node)}")
         if len(names) < len(node.attribute):
             repeated = _repeated([attribute.name for attribute in node.attribute])
@@ -268,7 +270,7 @@ class _Check:
         wanted = byte_size(tensor, where)
         if tensor.HasField("segment"):
             raise InputError(f"{where} is stored in segments, which nothing reads; {_AGAIN}")
-        if tensor.data_location == TensorProto.EXTERNAL:
+        if tensor.data_location == TensorProto.EXTERNAL or is_reference(tensor):
             if wanted is None:
                 raise InputError(f"{where} is text, which cannot be external data; {_AGAIN}")
             return

@@ -153,6 +153,10 @@ def test_a_node_whose_attributes_graphsurgeon_does_not_show_is_not_folded() -> N
 # -- what cannot be carried ----------------------------------------------------------------------------------
 
 
+def _two_attributes(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].attribute.extend([helper.make_attribute("a", 1), helper.make_attribute("a", 2)])
+
+
 def _captured(proto: onnx.ModelProto) -> None:
     inner = helper.make_graph([helper.make_node("Neg", ["x"], ["b"])], "inner", [], [value("b", 2)])
     attribute = proto.graph.node[0].attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS)
@@ -188,18 +192,33 @@ def _external_training(proto: onnx.ModelProto) -> None:
     _external(proto.training_info[0].algorithm.initializer[0])
 
 
+def _segments(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].segment.end = 3
+
+
 def _undecodable(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].name = "n@me"
     proto.ParseFromString(proto.SerializeToString().replace(b"n@me", b"n\xffme"))
 
 
 REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
+    "two initializers": (
+        lambda proto: proto.graph.initializer.append(tensor("w", 4, 3)),
+        "has the initializer 'w' twice",
+    ),
+    "two inputs": (lambda proto: proto.graph.input.append(value("x", 4)), "has the input 'x' twice"),
     "an initializer without a name": (
         lambda proto: proto.graph.initializer.append(tensor("", 3)),
         "the graph 'main' has an initializer without a name",
     ),
     "an input without a name": (lambda proto: proto.graph.input.add(), "has an input without a name"),
-    "a name that is not UTF-8": (_undecodable, r"has the name 'n\\xffme', which is not UTF-8 text"),
+    "two attributes": (_two_attributes, r"node 'odd' \(Odd\) has the attribute 'a' twice"),
+    "an unknown type": (
+        lambda proto: setattr(proto.graph.initializer[0], "data_type", 99),
+        "initializer 'w' has the type 99, which onnx .* does not know; install a newer onnx",
+    ),
+    "a name that is not UTF-8": (_undecodable, r"has the name 'n\\\\xffme', which is not UTF-8 text"),
+    "segments": (_segments, "initializer 'w' is stored in segments"),
     "a list of graphs that reads outer values": (
         _captured,
         "the attribute 'bodies' of the node 'odd' is a list of graphs, one of which reads 'x' of the graph around it",

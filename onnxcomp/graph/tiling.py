@@ -43,7 +43,7 @@ def untileable(layer: WeightedLayer) -> str | None:
     if layer.groups > 1:
         return "a grouped or depthwise kernel has no tiles of its own"
     if layer.nested:
-        return "it lies in the body of a control-flow node"
+        return f"it lies {layer.place}, where channels are not followed"
     if layer.quantized:
         return "its weight is quantized already"
     if layer.shared:

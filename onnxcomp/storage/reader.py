@@ -36,10 +36,10 @@ def read(path: Path) -> tuple[Skeleton, bool]:
     for tensor in external_tensors(skeleton.proto):
         external = True
         payload = _find(tensor, path, files)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
         if payload.nbytes < LEAST:
             tensor.raw_data = bytes(payload.read())
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
         else:
             refer(tensor, len(skeleton.payloads))
             skeleton.payloads.append(payload)
@@ -60,7 +60,7 @@ def split(proto: onnx.ModelProto) -> Skeleton:
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Tensors whose bytes are in other files."""
     for tensor in tensors_of(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL and not is_reference(tensor):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield tensor
 
 

@@ -6,13 +6,11 @@ import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import onnx
 from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
-from onnxcomp.messages import copy_fields
+from onnxcomp.messages import copied, copy_fields, shell
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.wire import Buffer, field_of
 
@@ -26,10 +24,6 @@ LEAST = 1024
 
 # No file can contain this, so no file can pass its own tensors off as references.
 _HERE = f"onnxcomp:{secrets.token_hex(16)}"
-_STATED = "data_location is stated"
-_EXTERNAL = onnx.TensorProto.EXTERNAL
-
-M = TypeVar("M", bound=Message)
 
 
 @dataclass
@@ -102,6 +96,7 @@ class Skeleton:
                 payload = self.payload(tensor)
                 location, offset = place(payload)
                 tensor.ClearField("external_data")
+                tensor.data_location = onnx.TensorProto.EXTERNAL
                 for key, value in ("location", location), ("offset", offset), ("length", payload.nbytes):
                     tensor.external_data.add(key=key, value=str(value))
         return proto
@@ -109,12 +104,9 @@ class Skeleton:
     def fill(self, tensor: onnx.TensorProto) -> None:
         """Put a tensor's bytes in the place of a reference."""
         if is_reference(tensor):
-            tensor.raw_data = bytes(self.payload(tensor).read())
-            stated = _states_location(tensor)
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            if stated:
-                tensor.data_location = onnx.TensorProto.DEFAULT
+            data = bytes(self.payload(tensor).read())
+            tensor.CopyFrom(_dereferred(tensor))
+            tensor.raw_data = data
 
     def payload(self, reference: onnx.TensorProto) -> Payload:
         """What a reference refers to."""
@@ -143,40 +135,34 @@ class Skeleton:
 
 def is_reference(tensor: onnx.TensorProto) -> bool:
     """Whether the tensor stands for a payload."""
-    return tensor.data_location == _EXTERNAL and any(entry.value == _HERE for entry in tensor.external_data)
+    return any(entry.key == _HERE for entry in tensor.external_data)
 
 
 def referred(reference: onnx.TensorProto) -> int:
     """The index of the payload that a reference stands for."""
-    return next(int(entry.value) for entry in reference.external_data if entry.key == "offset")
+    return next(int(entry.value) for entry in reference.external_data if entry.key == _HERE)
 
 
 def refer(tensor: onnx.TensorProto, index: int) -> None:
     """Make the tensor stand for a payload."""
-    stated = tensor.HasField("data_location") and tensor.data_location == onnx.TensorProto.DEFAULT
     tensor.ClearField("raw_data")
-    tensor.ClearField("external_data")
-    tensor.MergeFromString(reference_fields(index, stated))
+    tensor.MergeFromString(reference_fields(index))
 
 
-def reference_fields(index: int, stated: bool = False) -> bytes:
-    """The fields that make a TensorProto without data a reference.
-
-    Args:
-        index: of the payload.
-        stated: whether the tensor says itself that its data are in it, as those do that were external once.
-    """
-    tensor = onnx.TensorProto(data_location=_EXTERNAL)
-    tensor.external_data.add(key="location", value=_HERE)
-    tensor.external_data.add(key="offset", value=str(index))
-    if stated:
-        tensor.external_data.add(key=_STATED)
+def reference_fields(index: int) -> bytes:
+    """The field that makes a TensorProto without data a reference."""
+    tensor = onnx.TensorProto()
+    tensor.external_data.add(key=_HERE, value=str(index))
     data: bytes = tensor.SerializeToString()
     return data
 
 
-def _states_location(reference: onnx.TensorProto) -> bool:
-    return any(entry.key == _STATED for entry in reference.external_data)
+def _dereferred(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A copy that is no reference, and has no data."""
+    plain = copied(tensor)
+    del plain.external_data[:]
+    plain.external_data.extend(entry for entry in tensor.external_data if entry.key != _HERE)
+    return plain
 
 
 def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -253,15 +239,12 @@ def _pieces(message: Message, payloads: list[Payload]) -> Pieces:
 
 def _tensor_pieces(tensor: onnx.TensorProto, payloads: list[Payload]) -> Pieces:
     payload = payloads[referred(tensor)]
-    number = tensor.DESCRIPTOR.fields_by_name["raw_data"].number
-    first = {field.name for field in tensor.DESCRIPTOR.fields if field.number < number}
-    before = _only(tensor, first)
-    rest = onnx.TensorProto()
-    copy_fields(tensor, rest, skip=first | {"external_data", "data_location"})
-    if _states_location(tensor):
-        rest.data_location = onnx.TensorProto.DEFAULT
-    behind: bytes = rest.SerializeToString()
-    return [before, field_of(number, payload.nbytes), payload, behind, _unknown(tensor)]
+    plain = _dereferred(tensor)
+    number = plain.DESCRIPTOR.fields_by_name["raw_data"].number
+    fields = [field for field, _ in plain.ListFields()]
+    before = _only(plain, {field.name for field in fields if field.number < number})
+    behind = _only(plain, {field.name for field in fields if field.number > number})
+    return [before, field_of(number, payload.nbytes), payload, behind, _unknown(plain)]
 
 
 def _refers(message: Message) -> bool:
@@ -286,23 +269,17 @@ def _present(attribute: onnx.AttributeProto) -> tuple[onnx.GraphProto, ...]:
     return (attribute.g,) if attribute.HasField("g") else ()
 
 
-def _only(message: M, names: set[str]) -> bytes:
+def _only(message: Message, names: set[str]) -> bytes:
     """The serialized message with these of its known fields alone."""
     part = type(message)()
-    copy_fields(message, part, skip={descriptor.name for descriptor, _ in message.ListFields()} - names)
+    copy_fields(message, part, skip={field.name for field, _ in message.ListFields()} - names)
     data: bytes = part.SerializeToString()
     return data
 
 
-def _unknown(message: M) -> bytes:
+def _unknown(message: Message) -> bytes:
     """What a newer version of ONNX has added; protobuf keeps it, and writes it last."""
-    if not len(UnknownFieldSet(message)):
-        return b""
-    rest = type(message)()
-    rest.CopyFrom(message)
-    for descriptor, _ in message.ListFields():
-        rest.ClearField(descriptor.name)
-    data: bytes = rest.SerializeToString()
+    data: bytes = shell(message, without={field.name for field, _ in message.ListFields()}).SerializeToString()
     return data
 
 

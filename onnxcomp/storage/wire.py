@@ -42,14 +42,13 @@ class Stripped:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def strip(data: Buffer | mmap.mmap, least: int, reference: Callable[[int, bool], bytes]) -> Stripped:
+def strip(data: Buffer | mmap.mmap, least: int, reference: Callable[[int], bytes]) -> Stripped:
     """Leave out every ``raw_data`` of ``least`` bytes or more.
 
     Args:
         data: a serialized ModelProto.
         least: bytes.
-        reference: fields to add to the TensorProto in its place, by the index of the weight and whether the file
-            states its ``data_location``, as it need not.
+        reference: fields to add to the TensorProto in its place, by the index of the weight.
 
     Raises:
         WireError: it is no ModelProto, or one that stores something twice.
@@ -88,12 +87,9 @@ class _Kind:
 
     inner: dict[int, _Kind] = field(default_factory=dict)
     raw_data: int | None = None
-    data_location: int | None = None
 
 
-_TENSOR = _Kind(
-    raw_data=_number(onnx.TensorProto, "raw_data"), data_location=_number(onnx.TensorProto, "data_location")
-)
+_TENSOR = _Kind(raw_data=_number(onnx.TensorProto, "raw_data"))
 _GRAPH = _Kind()
 _ATTRIBUTE = _Kind(
     {
@@ -110,7 +106,7 @@ _MODEL = _Kind({_number(onnx.ModelProto, "graph"): _GRAPH, _number(onnx.ModelPro
 
 
 class _Scan:
-    def __init__(self, data: memoryview, least: int, reference: Callable[[int, bool], bytes]) -> None:
+    def __init__(self, data: memoryview, least: int, reference: Callable[[int], bytes]) -> None:
         self._data = data
         self._least = least
         self._reference = reference
@@ -124,14 +120,10 @@ class _Scan:
         length = 0
         copied = position = start
         found = len(self.ranges)
-        stated = elsewhere = False
         while position < end:
             at = position
             tag, position = self._varint(position, end)
             if tag & 7 != _BYTES:
-                if tag >> 3 == kind.data_location and tag & 7 == _VARINT:
-                    stated = True
-                    elsewhere = self._varint(position, end)[0] != onnx.TensorProto.DEFAULT
                 position = self._skip(tag & 7, position, end)
                 continue
             size, position = self._varint(position, end)
@@ -142,7 +134,7 @@ class _Scan:
             if size < self._least:
                 continue
             if number == kind.raw_data:
-                replaced: list[Buffer] = []
+                replaced: list[Buffer] = [self._reference(len(self.ranges))]
                 self.ranges.append((body, size))
                 if len(self.ranges) > found + 1:
                     raise WireError("a tensor with two values")
@@ -158,13 +150,7 @@ class _Scan:
             length += at - copied + sum(map(len, replaced))
             copied = position
         pieces.append(self._data[copied:end])
-        length += end - copied
-        if kind.raw_data is not None and len(self.ranges) > found:
-            if elsewhere:
-                raise WireError("a tensor that is here and elsewhere")
-            pieces.append(self._reference(found, stated))  # last, as the last of two statements counts
-            length += len(pieces[-1])
-        return pieces, length
+        return pieces, length + end - copied
 
     def _skip(self, kind: int, position: int, end: int) -> int:
         if kind == _VARINT:
