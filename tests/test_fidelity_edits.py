@@ -22,7 +22,7 @@ from onnxcomp.runtime import session
 from tests.compare import differences
 from tests.constructs import CONSTRUCTS, surround
 from tests.models import tensor, value
-from tests.tensors import gs_tensors
+from tests.tensors import gs_tensors, messages_of
 
 # -- edits that touch a construct ----------------------------------------------------------------------------
 
@@ -111,6 +111,14 @@ def test_what_the_file_refers_to_is_not_unused(name: str) -> None:
     model = Model.from_proto(CONSTRUCTS[name]())
     assert not drop_unused(model.graph)
     assert differences(model.proto(), CONSTRUCTS[name]()) == []
+
+
+def test_an_array_in_another_order_of_bytes_has_the_same_values() -> None:
+    model = Model.from_proto(CONSTRUCTS["model_header"]())
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    assign(next(item for item in gs_tensors(model) if item.name == "w"), array.astype(">f4"))
+    (stored,) = messages_of(model.proto(), "w")
+    np.testing.assert_array_equal(numpy_helper.to_array(stored), array)
 
 
 def test_an_input_of_ir_3_has_the_shape_of_its_weight() -> None:
