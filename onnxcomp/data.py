@@ -15,7 +15,7 @@ from onnxcomp.arrays import ArraySource, Column, read_npz
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
 from onnxcomp.runtime import session as runtime
-from onnxcomp.runtime.inputs import Array, model_inputs
+from onnxcomp.runtime.inputs import Array, model_inputs, require_tensors
 from onnxcomp.sources import LABELS, FeedSource, FolderSource, FunctionSource, Source
 
 __all__ = ["Dataset"]
@@ -63,6 +63,7 @@ class Dataset:
             InputError: the source cannot be read, does not fit the model, or has no samples.
         """
         inputs = model_inputs(model)
+        require_tensors(inputs, source)
         path = Path(source)
         chosen: Source
         if path.is_dir():

@@ -61,6 +61,7 @@ class Fold(Pass):
         lifted: set[int] = set()
         computed: set[int] = set()
         absorbed: list[Absorbed] = []
+        found_before = weighted_layers(model)
         drop_unused(graph)
         for _ in ctx.progress(range(_ROUNDS), "folding"):
             new = lift_constants(graph)
@@ -76,8 +77,13 @@ class Fold(Pass):
             graph.cleanup()
             if not (changes or results or any(not item.obstacle for item in found)):
                 break
-        for layer in weighted_layers(model):
-            _decide(layer, lifted, computed, absorbed, ctx)
+        left = {id(layer.node): layer for layer in weighted_layers(model)}
+        for layer in found_before:
+            if id(layer.node) not in left:
+                ctx.act(layer, "folded", "it is computed from constants, or nothing needs it")
+        names = {id(layer.node): layer.name for layer in found_before}  # two that shared a name are told apart by it
+        for node, layer in left.items():
+            _decide(layer, names.get(node, layer.name), lifted, computed, absorbed, ctx)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class; it is quick enough to be done for that, on a copy."""
@@ -93,7 +99,7 @@ class Fold(Pass):
 
 
 def _decide(
-    layer: WeightedLayer, lifted: set[int], computed: set[int], absorbed: Iterable[Absorbed], ctx: Context
+    layer: WeightedLayer, name: str, lifted: set[int], computed: set[int], absorbed: Iterable[Absorbed], ctx: Context
 ) -> None:
     """Log what happened to the layer."""
     own = [item for item in absorbed if item.layer_node is layer.node]
@@ -106,6 +112,6 @@ def _decide(
     notes += [f"{item.description} folded in" for item in own if not item.obstacle]
     obstacles = [f"{item.description} follows, but {item.obstacle}" for item in own if item.obstacle]
     if notes:
-        ctx.act(layer, "folded", "; ".join(notes + obstacles))
+        ctx.act(name, "folded", "; ".join(notes + obstacles))
     else:
-        ctx.skip(layer, "; ".join(obstacles) or "nothing to fold")
+        ctx.skip(name, "; ".join(obstacles) or "nothing to fold")

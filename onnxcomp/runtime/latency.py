@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxcomp.runtime.session import Feeds, create, run
+from onnxcomp.runtime.values import prepared
 
 __all__ = ["LatencyComparison", "compare", "measure"]
 
@@ -63,12 +65,12 @@ def compare(
     # Threads that spin after one session's run would take the cores of the other's.
     config = {"session.force_spinning_stop": "1"}
     sessions = [create(model, threads=threads, config=config) for model in (a, b)]
-    feeds = dict(feeds)
-    repeats = [max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup))) for session in sessions]
+    calls = [_call(session, feeds) for session in sessions]
+    repeats = [max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(call, warmup))) for call in calls]
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
-        first, second = (_time(s, feeds, n) for s, n in zip(sessions, repeats, strict=True))
+        first, second = (_time(call, n) for call, n in zip(calls, repeats, strict=True))
         times.append((first, second))
     each = np.array(times)
     low, ratio, high = np.quantile(each[:, 0] / each[:, 1], [0.25, 0.5, 0.75])
@@ -84,28 +86,31 @@ def measure(model: bytes, feeds: Feeds, threads: int = 1, seconds: float = 0.5, 
     Raises:
         InputError: the model does not load, or does not run on the feeds.
     """
-    session = create(model, threads=threads)
-    feeds = dict(feeds)
-    repeats = max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup)))
+    call = _call(create(model, threads=threads), feeds)
+    repeats = max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(call, warmup)))
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
-        times.append(_time(session, feeds, repeats))
+        times.append(_time(call, repeats))
     return float(np.median(times) * 1e3)
 
 
-def _warm_up(session: ort.InferenceSession, feeds: dict[str, Any], seconds: float) -> float:
-    """Run for a while; returns the seconds of the last run."""
+def _call(session: ort.InferenceSession, feeds: Feeds) -> Callable[[], Any]:
     run(session, feeds)  # the one run whose failure is explained
+    return prepared(session, [output.name for output in session.get_outputs()], feeds)
+
+
+def _warm_up(call: Callable[[], Any], seconds: float) -> float:
+    """Run for a while; returns the seconds of the last run."""
     end = time.perf_counter() + seconds
     while True:
-        spent = _time(session, feeds, 1)
+        spent = _time(call, 1)
         if time.perf_counter() >= end:
             return max(spent, 1e-7)
 
 
-def _time(session: ort.InferenceSession, feeds: dict[str, Any], repeats: int) -> float:
+def _time(call: Callable[[], Any], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
-        session.run(None, feeds)
+        call()
     return (time.perf_counter() - start) / repeats
