@@ -379,7 +379,7 @@ def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
     """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
     if layer.quantized or int(np.prod(layer.shape)) < _LEAST_STORED:
         return False
-    return str(layer.array().dtype) == "float32" and read_in_one_graph(graph, layer)
+    return str(layer.array().dtype) == "float32" and layer.finite and read_in_one_graph(graph, layer)
 
 
 def _limited(written: Written) -> str:

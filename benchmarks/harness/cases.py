@@ -18,6 +18,7 @@ __all__ = ["KINDS", "Case", "bound", "load_cases", "variants"]
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "light")
 """``light`` are nine image classifiers whose weights are all one value, made by ConstantOfShape."""
 
+_MOST_WEIGHTS = 2_000_000
 _DATA = Path(loader.DATA_DIR)
 Feeds = dict[str, Any]
 
@@ -47,8 +48,11 @@ def load_cases(kinds: Iterable[str] = KINDS) -> list[Case]:
 
 
 def variants(case: Case) -> list[Case]:
-    """The case as it is; with all inputs but the first as constants; with all of them."""
-    made = [case, bound(case, 1), bound(case, 0)]
+    """The case as it is; with all inputs but the first as constants; with all of them.
+
+    Of a classifier: as it is, and with weights that are numbers of their own where they are few enough.
+    """
+    made = [case, _weighted(case)] if case.name.startswith("light/") else [case, bound(case, 1), bound(case, 0)]
     return [variant for variant in made if variant is not None]
 
 
@@ -74,6 +78,27 @@ def bound(case: Case, first: int) -> Case | None:
     left = {name: value for name, value in feeds.items() if name not in fixed}
     suffix = "constant weights" if first else "all constant"
     return Case(f"{case.name}+{suffix}", proto, [(left, expected)], case.rtol, case.atol)
+
+
+def _weighted(case: Case) -> Case | None:
+    """The case with random weights instead of those that ConstantOfShape makes, and what they make of the outputs."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(case.proto)
+    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    makers = [node for node in proto.graph.node if node.op_type == "ConstantOfShape"]
+    if sum(int(np.prod(shapes[node.input[0]])) for node in makers) > _MOST_WEIGHTS:
+        return None
+    rng = np.random.default_rng(0)
+    for node in makers:
+        shape = shapes[node.input[0]]
+        # Vectors are scales, shifts and variances, which must be positive.
+        values = rng.uniform(0.5, 1.5, shape) if len(shape) == 1 else rng.standard_normal(shape)
+        scale = 1.0 if len(shape) == 1 else np.sqrt(2.0 / np.prod(shape[1:]))
+        proto.graph.initializer.append(numpy_helper.from_array((scale * values).astype(np.float32), node.output[0]))
+        proto.graph.node.remove(node)
+    proto.ir_version = max(proto.ir_version, 4)
+    feeds, _ = case.sets[0]
+    return Case(f"{case.name}+random weights", proto, [(feeds, [])], case.rtol, case.atol)
 
 
 def _of_kind(kind: str) -> Iterator[Case]:

@@ -41,7 +41,7 @@ class Collection(_Part):
         models: of each kind.
         outcomes: for each check, how many models (variants are models of their own) came out how.
         reasons: why weighted layers were left alone, with the number of models in which that was the reason.
-        undone: passes that were rolled back because they lost too much.
+        undone: passes that were rolled back because they lost too much, or gave up.
         refused, not_runnable: sentences of errors.
         failures: models that came out wrong: there must be none.
     """
@@ -93,7 +93,7 @@ def _cases() -> dict[str, Case]:
 
 
 def _prepare() -> None:
-    _cases()
+    findings_of("pytorch-converted/test_Linear")  # imports what is imported on demand
     gc.collect()
     gc.freeze()  # the manager collects garbage after every pass: thousands of models are none
 
@@ -102,11 +102,7 @@ def tally(findings: Iterable[Finding]) -> dict[str, object]:
     """The counts of ``Collection``."""
     outcomes: dict[str, Counter[str]] = {}
     reasons: Counter[tuple[str, str]] = Counter()
-    sentences: dict[str, Counter[tuple[str, str]]] = {
-        "undone": Counter(),
-        "refused": Counter(),
-        "not runnable": Counter(),
-    }
+    sentences = {outcome: Counter[tuple[str, str]]() for outcome in ("undone", "refused", "not runnable")}
     failures = []
     for found in findings:
         outcomes.setdefault(found.check, Counter())[found.outcome] += 1

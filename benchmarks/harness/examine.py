@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import traceback
 import warnings
@@ -22,7 +23,7 @@ from onnxcomp import Model, Pass, Pipeline, compress
 from onnxcomp.compiler import prepare_samples
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
-from onnxcomp.errors import InputError, OnnxcompError, OnnxcompWarning
+from onnxcomp.errors import InputError, OnnxcompError, OnnxcompWarning, PassError
 from onnxcomp.evaluate import Evaluator
 from onnxcomp.hooks import Measure, Verify
 from onnxcomp.manager import PassManager
@@ -36,7 +37,7 @@ EVERY_PASS = "all passes"
 
 # By name of the option, for whatever pass has it: too much asked of a small model is no finding.
 _MILD = {"flops": 0.1}
-_SAMPLES = 8
+_SAMPLES, _FEWER, _LARGE = 8, 2, 100_000  # of samples; fewer where one has more numbers than that
 _JITTER = 0.01  # of the spread of an input
 _LONGEST_SENTENCE = 1000
 
@@ -48,7 +49,7 @@ class Finding:
     Attributes:
         case: the model.
         check: a pipeline, or ``load and save``.
-        outcome: ``transformed``, ``left alone``, ``undone`` (a pass lost too much and was rolled back),
+        outcome: ``transformed``, ``left alone``, ``undone`` (a pass lost too much or gave up, and was rolled back),
             ``refused`` (an error on purpose), ``not runnable`` (ONNX Runtime does not run the original, and the
             compiler says so) or ``failed``.
         detail: why; of a failure, what is wrong or where it was raised.
@@ -149,12 +150,13 @@ def _all_passes(
     case: Case, original: _Original, path: Path, data: Dataset | None
 ) -> tuple[str, str, Mapping[str, int]]:
     output = path.with_name("out.onnx")
-    report = compress(path, _every_pass(), data=data, output=output).report
+    report = compress(path, _every_pass(), data=data, output=output, reproducer_dir=path.with_name("failed")).report
     reasons: Counter[str] = Counter()
     undone = []
     for step in report.passes:
-        signals = [check.outcome for check in step.verification.checks if check.name == "signal"]
-        undone += _lost(step.name, step.verification.error, signals)
+        found = step.verification
+        if found.error is not None:
+            undone.append(_undone(step.name, found.error, _cause(found.reproducer), found.checks))
         reasons.update(_skipped(step.decisions))
     original.judge(case, onnx.load(output), exact=False)
     return _outcome([step.status for step in report.passes], undone, reasons)
@@ -162,6 +164,14 @@ def _all_passes(
 
 def _every_pass() -> Pipeline:
     return Pipeline(map(mild, pass_names())).scheduled()
+
+
+def _cause(reproducer: str | None) -> str:
+    """The class of the error that a reproducer was written for."""
+    if reproducer is None:
+        return "an error without a reproducer"
+    described = json.loads((Path(reproducer) / "reproducer.json").read_text(encoding="utf-8"))
+    return str(described["error"]).partition(":")[0]
 
 
 # -- passes alone ------------------------------------------------------------------------------------------
@@ -191,8 +201,9 @@ class _Alone:
         model, records = self._run(pipeline.passes)
         undone, reasons = [], Counter()
         for record in records:
-            signals = [check.outcome for check in record.checks if check.name == "signal"]
-            undone += _lost(record.passed.name, record.error, signals)
+            if record.error is not None:
+                cause = "" if record.cause is None else record.cause.__name__
+                undone.append(_undone(record.passed.name, record.error, cause, record.checks))
             reasons.update(_skipped(record.decisions))
         proto = model.proto()
         self.original.judge(self.case, proto, all(step.exact for step in pipeline.passes))
@@ -224,17 +235,16 @@ def _outcome(statuses: Sequence[str], undone: Sequence[str], reasons: Counter[st
     return "left alone", "" if reasons else "it has no weighted layers", reasons
 
 
-def _lost(name: str, error: str | None, signals: Sequence[str]) -> list[str]:
-    """Why a pass was rolled back, if it was.
+def _undone(name: str, error: str, cause: str, checks: Sequence[Any]) -> str:
+    """Why a pass was rolled back.
 
     Raises:
-        BrokenPromiseError: for another reason than that it lost too much.
+        BrokenPromiseError: neither did it lose too much, nor did it say that it cannot do its work.
     """
-    if error is None:
-        return []
-    if "failed" not in signals:
-        raise BrokenPromiseError(f"{name} was undone: {error}")
-    return [kind_of_sentence(error)]
+    lost = any(check.name == "signal" and check.outcome == "failed" for check in checks)
+    if not (lost or cause == PassError.__name__):
+        raise BrokenPromiseError(f"{name} was undone: {cause}: {error}")
+    return kind_of_sentence(error)
 
 
 def _skipped(decisions: Sequence[Any]) -> Counter[str]:
@@ -267,7 +277,7 @@ class _Original:
     Attributes:
         outputs: of each set of feeds, in order.
         steady: two sessions give the same.
-        right: they are those that the collection expects.
+        right: they are those that the collection expects, if it does.
         valid: onnx.checker accepts it.
     """
 
@@ -326,9 +336,11 @@ def _complaint(proto: onnx.ModelProto) -> str | None:
 def _calibration(case: Case) -> Dataset | None:
     """The feeds of the collection with noise on the floats, or None where the model does not run on them."""
     rng = np.random.default_rng(0)
-    feeds = [case.sets[index % len(case.sets)][0] for index in range(_SAMPLES)]
-    if not feeds[0]:
+    first = case.sets[0][0]
+    if not first:
         return None
+    large = sum(np.size(value) for value in first.values()) > _LARGE
+    feeds = [case.sets[index % len(case.sets)][0] for index in range(_FEWER if large else _SAMPLES)]
     noisy = [{name: _jittered(value, rng) for name, value in entry.items()} for entry in feeds]
     made = session.create(case.proto)
     try:

@@ -17,8 +17,8 @@ def render(results: Results, collection: Collection | None = None) -> str:
     """The whole document: a table for each model, the targets, and what became of the collection."""
     parts = [
         "# Benchmark results",
-        "Rendered by `benchmarks/run.py` and `benchmarks/collection.py` from the JSON files beside this file, nothing is written by hand.\n"
-        "What the columns mean and how to measure again: [README.md](README.md).",
+        "Rendered by `benchmarks/run.py` and `benchmarks/collection.py` from the JSON beside this file, nothing is\n"
+        "written by hand. What the columns mean and how to measure again: [README.md](README.md).",
         *(_section(section) for section in results.sections.values()),
         _targets(check(results)),
     ]

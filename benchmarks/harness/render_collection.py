@@ -28,7 +28,7 @@ def collection_section(collection: Collection) -> str:
     parts = ["## The backend test collection of onnx", "\n".join(facts), _table(collection)]
     parts += [
         _listed("Why weighted layers were left alone", collection.reasons),
-        _listed("Passes that were undone because they lost too much", collection.undone),
+        _listed("Passes that were undone because they lost too much, or gave up", collection.undone),
         _listed("Refused", collection.refused),
         _listed("Not runnable", collection.not_runnable),
         _failures(collection),

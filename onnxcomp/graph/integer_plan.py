@@ -80,6 +80,10 @@ def unsuitable(layer: WeightedLayer) -> str:
     """Why a layer cannot run on integers, or nothing."""
     if layer.quantized:
         return "the weight is quantized already"
+    if str(layer.array().dtype) != "float32":
+        return f"its weights are {layer.array().dtype}, not float32"
+    if not layer.finite:
+        return "its weights or biases hold NaN or infinite values"
     if layer.nested:
         return "it is inside the body of a control-flow node, whose activations cannot be observed"
     if layer.kind == "other":
@@ -88,8 +92,6 @@ def unsuitable(layer: WeightedLayer) -> str:
         return "ONNX Runtime has no integer kernel for ConvTranspose"
     if layer.shared:
         return "the weight is shared with another node"
-    if str(layer.array().dtype) != "float32":
-        return f"its weights are {layer.array().dtype}, not float32"
     if is_constant(layer.node.inputs[0]):
         return "its input is constant"
     attributes = layer.node.attrs

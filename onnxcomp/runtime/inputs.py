@@ -75,7 +75,8 @@ def require_tensors(inputs: list[ModelInput], where: str) -> None:
 
 def _model_input(model: Model, tensor: gs.Tensor) -> ModelInput:
     origin = origin_of(model.graph)
-    declared = origin.values.get(tensor.name) if isinstance(origin, GraphOrigin) else None
+    inputs = origin.inputs if isinstance(origin, GraphOrigin) else []
+    declared = next((value for value in inputs if value.name == tensor.name), None)
     if declared is None:  # an input that a pass made
         dims = None if tensor.shape is None else tuple(_dim(dim) for dim in tensor.shape)
         return ModelInput(tensor.name, np.dtype(tensor.dtype), dims)
