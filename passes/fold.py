@@ -7,10 +7,13 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec import nested_graphs
 from onnxcomp.context import Context
+from onnxcomp.errors import SessionError
 from onnxcomp.graph.absorb import Absorbed, absorb_affine
 from onnxcomp.graph.absorb_input import absorb_input_affine
 from onnxcomp.graph.activations import recognize_hard_sigmoids
+from onnxcomp.graph.constants import is_constant
 from onnxcomp.graph.folding import evaluate_constants, fold_static_shapes, lift_constants
 from onnxcomp.graph.inferred import infer_types
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -18,6 +21,7 @@ from onnxcomp.graph.noops import remove_noops
 from onnxcomp.model import Model
 from onnxcomp.origins import drop_unused
 from onnxcomp.passbase import Pass, Stage
+from onnxcomp.runtime.session import create
 from onnxcomp.runtime.target import Target
 
 __all__ = ["Fold"]
@@ -40,6 +44,7 @@ class Fold(Pass):
     3. ``Shape`` of a tensor whose dimensions follow from the declared graph inputs becomes a constant, and
        so does a Gather or Slice of the known part of a partly dynamic shape. Dimensions that were only seen
        in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
+       Not when ONNX Runtime refuses a branch of an If whose condition follows from such dimensions.
     4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
        bias of the Conv, ConvTranspose or Gemm before them. Not when that layer's output is read elsewhere or
        is a graph output, when its weight is shared or in half precision, or after a MatMul.
@@ -57,6 +62,16 @@ class Fold(Pass):
     exact: ClassVar[bool] = True
 
     def run(self, model: Model, ctx: Context) -> None:
+        state, logged, conditions = model.checkpoint(), len(ctx.decisions), _computed_conditions(model.graph)
+        self._fold(model, ctx, shapes=True)
+        # ONNX Runtime puts the body of an If in its place once the condition is known, and may refuse what it finds.
+        if any(is_constant(condition) for condition in conditions) and not _loads(model):
+            state.restore()
+            del ctx.decisions[logged:]
+            self._fold(model, ctx, shapes=False)
+
+    def _fold(self, model: Model, ctx: Context, shapes: bool) -> None:
+        """Apply the rules until nothing changes; rule 3 only where ``shapes`` says so."""
         graph = model.graph
         lifted: set[int] = set()
         computed: set[int] = set()
@@ -68,7 +83,7 @@ class Fold(Pass):
             lifted.update(map(id, new))
             graph.cleanup()
             types = infer_types(model)
-            changes = remove_noops(graph, types) + fold_static_shapes(graph, types)
+            changes = remove_noops(graph, types) + (fold_static_shapes(graph, types) if shapes else 0)
             changes += recognize_hard_sigmoids(graph)
             results = evaluate_constants(graph, model.opset)
             computed.update(map(id, results))
@@ -96,6 +111,20 @@ class Fold(Pass):
         layers = len(weighted_layers(model))
         weights = f"; weights of {changed} of {layers} layers are lifted or rescaled" if changed else ""
         return f"{before} nodes become {after}{weights}"
+
+
+def _computed_conditions(graph: gs.Graph) -> list[gs.Tensor]:
+    """The conditions of If nodes that a run computes."""
+    nodes = (node for nested in nested_graphs(graph) for node in nested.nodes if node.op == "If")
+    return [node.inputs[0] for node in nodes if not is_constant(node.inputs[0])]
+
+
+def _loads(model: Model) -> bool:
+    try:
+        create(model)
+    except SessionError:
+        return False
+    return True
 
 
 def _decide(

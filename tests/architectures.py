@@ -51,15 +51,17 @@ def _random(name: str, shape: Shape) -> Array:
     return rng.standard_normal(shape) / np.sqrt(fan_in)
 
 
-def _conv(attributes: str, weight: Shape, x: str, y: str, op: str = "Conv") -> onnx.ModelProto:
-    """The operator between two others, as a part of a network."""
-    body = f"""(float[{x}] x) => (float[{y}] y) {{
+def _conv(attributes: str, x: str, weight: Shape, outputs: int, op: str = "Conv") -> onnx.ModelProto:
+    """The operator in a network: between activations, with a projection of its channels behind it."""
+    rank = len(weight) - 2
+    axes = ",".join("?" * rank)
+    body = f"""(float[{x}] x) => (float[N,16,{axes}] y) {{
         h = Relu(x)
         c = {op} <{attributes}> (h, w, b)
-        y = Relu(c)
+        r = Relu(c)
+        y = Conv(r, v)
     }}"""
-    outputs = weight[0] if op == "Conv" else weight[1] * (4 if "group = 4" in attributes else 1)
-    return build(body, {"w": weight, "b": (outputs,)})
+    return build(body, {"w": weight, "b": (outputs,), "v": (16, outputs, *[1] * rank)})
 
 
 def _gemm(attributes: str, x: str, weight: Shape, bias: Shape | None = (32,)) -> onnx.ModelProto:
@@ -91,10 +93,6 @@ def _recurrent(op: str, gates: int, directions: int, more: str = "", inputs: str
         "shape": np.array([0, 0, -1], np.int64),
     }
     return build(body, weights)
-
-
-def _old(body: str, opset: int, weights: Mapping[str, Shape | Array], ir_version: int = 3) -> onnx.ModelProto:
-    return build(body, weights, opset, ir_version)
 
 
 _MLP = """(float[N,32] x) => (float[N,16] y) {
@@ -135,7 +133,8 @@ def _function_block() -> onnx.ModelProto:
     return onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17, "org.example" : 1]>
         net (float[N,4] x) => (float[N,4] y)
-        <float[4,4] w1 = {1,0,0,1, 0,1,0,0, 0.5,0,1,0, 0,0,0.25,1}, float[4,4] w2 = {1,2,0,1, 0,1,0,0, 0,0,1,0, 0,3,0,1}>
+        <float[4,4] w1 = {1,0,0,1, 0,1,0,0, 0.5,0,1,0, 0,0,0.25,1},
+         float[4,4] w2 = {1,2,0,1, 0,1,0,0, 0,0,1,0, 0,3,0,1}>
         {
             h = org.example.layer(x, w1)
             y = org.example.layer(h, w2)
@@ -157,19 +156,19 @@ def _custom(reachable: bool) -> onnx.ModelProto:
     return proto
 
 
-_VECTOR: dict[str, Shape] = {"scale": (16,), "shift": (16,)}
-_MEAN = {"mean": np.linspace(-0.2, 0.2, 16, dtype=np.float32), "var": np.linspace(0.5, 2, 16, dtype=np.float32)}
+_VECTOR: dict[str, Shape] = {"scale": (32,), "shift": (32,)}
+_MEAN = {"mean": np.linspace(-0.2, 0.2, 32, dtype=np.float32), "var": np.linspace(0.5, 2, 32, dtype=np.float32)}
 
 
 def _batch_norm(opset: int, attributes: str, ir_version: int = 3) -> onnx.ModelProto:
     return build(
-        f"""(float[N,3,8,8] x) => (float[N,8,8,8] y) {{
+        f"""(float[N,3,8,8] x) => (float[N,16,8,8] y) {{
             c = Conv <pads = [1, 1, 1, 1]> (x, w)
             n = BatchNormalization <epsilon = 0.001{attributes}> (c, scale, shift, mean, var)
             r = Relu(n)
             y = Conv <pads = [1, 1, 1, 1]> (r, v)
         }}""",
-        {"w": (16, 3, 3, 3), "v": (8, 16, 3, 3), **_VECTOR, **_MEAN},
+        {"w": (32, 3, 3, 3), "v": (16, 32, 3, 3), **_VECTOR, **_MEAN},
         opset,
         ir_version,
     )
@@ -245,28 +244,26 @@ _FORM: dict[str, Callable[[], onnx.ModelProto]] = {
         '(float[N,S,32] x) => (float[N,S,4,12] y) { y = Einsum <equation = "nsd,dhk->nshk"> (x, w) }',
         {"w": (32, 4, 12)},
     ),
-    "Conv 1-D": lambda: _conv("pads = [1, 1]", (24, 16, 3), "N,16,L", "N,24,L"),
-    "Conv 3-D": lambda: _conv("pads = [1, 1, 1, 1, 1, 1]", (16, 8, 3, 3, 3), "N,8,4,4,4", "N,16,4,4,4"),
-    "Conv grouped": lambda: _conv("group = 4, pads = [1, 1, 1, 1]", (32, 4, 3, 3), "N,16,8,8", "N,32,8,8"),
-    "Conv depthwise": lambda: _conv("group = 16, pads = [1, 1, 1, 1]", (16, 1, 3, 3), "N,16,8,8", "N,16,8,8"),
-    "Conv depthwise multiplied": lambda: _conv("group = 16, pads = [1,1,1,1]", (32, 1, 3, 3), "N,16,8,8", "N,32,8,8"),
-    "Conv SAME_UPPER": lambda: _conv(
-        'auto_pad = "SAME_UPPER", strides = [2, 2]', (24, 16, 3, 3), "N,16,9,9", "N,24,5,5"
-    ),
-    "Conv SAME_LOWER": lambda: _conv('auto_pad = "SAME_LOWER"', (24, 16, 4, 4), "N,16,9,9", "N,24,9,9"),
-    "Conv VALID": lambda: _conv('auto_pad = "VALID"', (24, 16, 3, 3), "N,16,8,8", "N,24,6,6"),
-    "Conv dilated": lambda: _conv("dilations = [2, 3], pads = [2, 3, 2, 3]", (24, 16, 3, 3), "N,16,H,W", "N,24,H,W"),
-    "Conv of uneven pads": lambda: _conv("pads = [0, 1, 2, 1]", (24, 16, 3, 3), "N,16,8,8", "N,24,8,8"),
-    "ConvTranspose": lambda: _conv("strides = [2, 2]", (16, 24, 2, 2), "N,16,4,4", "N,24,8,8", op="ConvTranspose"),
+    "Conv 1-D": lambda: _conv("pads = [1, 1]", "N,16,L", (48, 16, 3), 48),
+    "Conv 3-D": lambda: _conv("pads = [1, 1, 1, 1, 1, 1]", "N,8,4,4,4", (32, 8, 3, 3, 3), 32),
+    "Conv grouped": lambda: _conv("group = 4, pads = [1, 1, 1, 1]", "N,32,8,8", (64, 8, 3, 3), 64),
+    "Conv depthwise": lambda: _conv("group = 64, pads = [1, 1, 1, 1]", "N,64,8,8", (64, 1, 3, 3), 64),
+    "Conv depthwise multiplied": lambda: _conv("group = 32, pads = [1, 1, 1, 1]", "N,32,8,8", (64, 1, 3, 3), 64),
+    "Conv SAME_UPPER": lambda: _conv('auto_pad = "SAME_UPPER", strides = [2, 2]', "N,16,9,9", (32, 16, 3, 3), 32),
+    "Conv SAME_LOWER": lambda: _conv('auto_pad = "SAME_LOWER"', "N,16,9,9", (32, 16, 4, 4), 32),
+    "Conv VALID": lambda: _conv('auto_pad = "VALID"', "N,16,8,8", (32, 16, 3, 3), 32),
+    "Conv dilated": lambda: _conv("dilations = [2, 3], pads = [2, 3, 2, 3]", "N,16,H,W", (32, 16, 3, 3), 32),
+    "Conv of uneven pads": lambda: _conv("pads = [0, 1, 2, 1]", "N,16,8,8", (32, 16, 3, 3), 32),
+    "ConvTranspose": lambda: _conv("strides = [2, 2]", "N,32,4,4", (32, 48, 2, 2), 48, "ConvTranspose"),
     "ConvTranspose grouped": lambda: _conv(
         "group = 4, strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]",
-        (16, 6, 3, 3),
-        "N,16,4,4",
-        "N,24,8,8",
-        op="ConvTranspose",
+        "N,32,4,4",
+        (32, 12, 3, 3),
+        48,
+        "ConvTranspose",
     ),
     "ConvTranspose to a shape": lambda: _conv(
-        "strides = [2, 2], output_shape = [9, 9]", (16, 24, 3, 3), "N,16,4,4", "N,24,9,9", op="ConvTranspose"
+        "strides = [2, 2], output_shape = [9, 9]", "N,32,4,4", (32, 48, 3, 3), 48, "ConvTranspose"
     ),
     "LSTM": lambda: _recurrent("LSTM", 4, 1),
     "LSTM bidirectional with states": lambda: _recurrent("LSTM", 4, 2, inputs=", , h0, c0"),
@@ -367,9 +364,9 @@ _OLD: dict[str, Callable[[], onnx.ModelProto]] = {
         "m = Slice <axes = [2, 3], starts = [1, 1], ends = [7, 7]> (r)", 8, y="N,8,6,6"
     ),
     "Slice of opset 10": lambda: _between_convs(
-        "m = Slice(r, b, e, d)",
+        "m = Slice(r, from, to, axes)",
         10,
-        {"b": np.array([1, 1], np.int64), "e": np.array([7, 7], np.int64), "d": np.array([2, 3], np.int64)},
+        {"from": np.array([1, 1], np.int64), "to": np.array([7, 7], np.int64), "axes": np.array([2, 3], np.int64)},
         "N,8,6,6",
     ),
     "Softmax of opset 11": lambda: _between_convs("m = Softmax <axis = 1> (r)", 11),

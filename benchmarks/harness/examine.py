@@ -339,7 +339,7 @@ def _calibration(case: Case) -> Dataset | None:
     first = case.sets[0][0]
     if not first:
         return None
-    large = sum(np.size(value) for value in first.values()) > _LARGE
+    large = sum(value.size for value in first.values() if isinstance(value, np.ndarray)) > _LARGE
     feeds = [case.sets[index % len(case.sets)][0] for index in range(_FEWER if large else _SAMPLES)]
     noisy = [{name: _jittered(value, rng) for name, value in entry.items()} for entry in feeds]
     made = session.create(case.proto)
