@@ -126,7 +126,7 @@ def compress(
     ctx = Context(
         target=target, data=samples.calibration, seed=seed, original=original, progress=progress, timings=table
     )
-    work = Model.from_proto(original.proto())
+    work = original.copy()
     records = PassManager(scheduled, hooks).run(work, ctx)
     report = schema.Report(
         input=describe_input(original, recorder.original_cost.parameters, recorder.original_cost.flops),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from onnxcomp.errors import InputError, UsageError
+from onnxcomp.files import can_create
 
 __all__ = ["check_spared", "check_writable"]
 
@@ -52,11 +52,8 @@ def _check_place(path: Path, folder: Path) -> None:
             raise InputError(f"{path}: may not be written; name another file")
         if not path.is_file():  # a device or a pipe is written to as it is
             return
-    try:
-        with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):  # permissions alone do not tell
-            pass
-    except OSError:
-        raise InputError(f"{path}: its folder {folder} may not be written; name another place") from None
+    if not can_create(Path(os.path.realpath(path)).parent):
+        raise InputError(f"{path}: its folder {folder} may not be written; name another place")
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -136,10 +136,14 @@ class Evaluator:
     """
 
     def __init__(self, reference: Runnable, dataset: Dataset, metric: Metric | None = None) -> None:
-        self._session = _session(reference)
         self._dataset = dataset
         self._metric = metric
         self._reference: list[dict[str, Any]] = []  # empty: unknown, or large
+        self._session: ort.InferenceSession | None = None
+        if isinstance(reference, Model) and reference.is_large:  # no room for its session beside the candidate's
+            self._reference = list(outputs(reference, dataset))
+        else:
+            self._session = _session(reference)
         self._original: float | None = None
 
     def evaluate(self, candidate: Runnable) -> Evaluation:
@@ -189,6 +193,7 @@ class Evaluator:
             return
         kept: list[dict[str, Any]] = []
         size = 0
+        assert self._session is not None
         for values in outputs(self._session, self._dataset):
             size += sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
             if size <= _KEPT_BYTES:

@@ -56,7 +56,7 @@ class Verify:
         self._probes = probes
         self._interface = _interface(original)
         self._outputs = _run(original, probes)
-        self._invalid = _checker_says(original.proto())
+        self._invalid = _checker_says(original)
 
     @contextmanager
     def around(self, step: Step) -> Iterator[None]:
@@ -96,7 +96,7 @@ class Verify:
         return None, None
 
     def _valid(self, step: Step) -> tuple[None, None]:
-        if self._invalid is None and (error := _checker_says(step.model.proto())):
+        if self._invalid is None and (error := _checker_says(step.model)):
             raise VerificationError(f"{step.passed.name} made a model that onnx.checker refuses: {error}")
         return None, None
 
@@ -200,9 +200,10 @@ def _interface(model: Model) -> tuple[list[str], list[str]]:
     return inputs, [value.name for value in model.graph.outputs]
 
 
-def _checker_says(proto: onnx.ModelProto) -> str | None:
+def _checker_says(model: Model) -> str | None:
+    skeleton = model.skeleton()  # the checker copies all that it is given
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(skeleton.weights_as_inputs() if skeleton.is_large else skeleton.whole())
     except (onnx.checker.ValidationError, ValueError) as error:
         return one_line(error)
     return None

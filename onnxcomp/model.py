@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError, EncodeError
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnxcomp import codec
 from onnxcomp.errors import InputError
 from onnxcomp.graph.state import GraphState
-from onnxcomp.origins import proto_graphs
+from onnxcomp.storage.mapped import Table
+from onnxcomp.storage.reader import external_tensors, read, split
+from onnxcomp.storage.skeleton import Skeleton
+from onnxcomp.storage.writer import LIMIT, save
 
-__all__ = ["Model"]
+__all__ = ["Model", "one_line"]
 
-_PROTOBUF_LIMIT = 2**31 - 1
-_TEMPORARY = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
+_WORTH_A_FILE = 2**20
 
 
 class Model:
@@ -37,24 +34,25 @@ class Model:
         model.save("renamed.onnx")
     """
 
-    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, table: Table, external: bool = False) -> None:
+        self.path: Path | None = None
         self._graph = graph
         self._header = header
+        self._table = table
+        self._external = external
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
-        """Read a model and its external data.
+        """Open a model. Its larger weights stay in the file, or the files, until something asks for them.
 
         Raises:
             InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
         """
         path = Path(path)
-        proto = _read(path)
-        _read_external_data(proto, path)
-        if not proto.graph.node and not proto.graph.output:
+        skeleton, external = read(path)
+        if not skeleton.proto.graph.node and not skeleton.proto.graph.output:
             raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
-        return cls._adopt(proto, path)
+        return cls._adopt(skeleton, path, external)
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
@@ -63,50 +61,69 @@ class Model:
         Raises:
             InputError: its weights are in other files, or it is no graph that can be read.
         """
-        if any(_external_tensors(proto)):
+        if any(external_tensors(proto)):
             raise InputError("the model's weights are in other files; read it with Model.load(path)")
-        copied = onnx.ModelProto()
-        copied.CopyFrom(proto)
-        return cls._adopt(copied, None)
+        return cls._adopt(split(proto), None, external=False)
 
     @classmethod
-    def _adopt(cls, proto: onnx.ModelProto, path: Path | None) -> Model:
+    def _adopt(cls, skeleton: Skeleton, path: Path | None, external: bool) -> Model:
+        table = Table(skeleton.payloads)
         try:
-            graph, header = codec.import_model(proto)
+            graph, header = codec.import_model(skeleton.proto, table)
+        except InputError as error:
+            raise InputError(f"{path or 'the model'}: {error}") from None
         except Exception as error:  # graphsurgeon raises whatever its parser stumbles over
             raise InputError(f"{path or 'the model'}: cannot be read as a graph: {one_line(error)}") from error
-        return cls(graph, header, path)
+        model = cls(graph, header, table, external)
+        model.path = path
+        return model
+
+    def copy(self) -> Model:
+        """A model of its own, as this one stands now; weights that neither replaces are shared.
+
+        It has no path: it is not what the file holds.
+        """
+        return self._adopt(self.skeleton(), None, self._external)
+
+    def skeleton(self) -> Skeleton:
+        """The model as it stands now: a new protobuf message, with its larger weights beside it."""
+        return codec.export_model(self._graph, self._header, self._table)
 
     def proto(self) -> onnx.ModelProto:
         """The model as it stands now, as a new protobuf message with its weights in it."""
-        return codec.export_model(self._graph, self._header)
+        return self.skeleton().whole()
 
     def serialize(self) -> bytes:
-        """The bytes of the file that ``save`` writes.
+        """The bytes of the model in one file.
 
         Raises:
             InputError: the model is over the 2 GB that one protobuf message can hold.
         """
-        try:
-            data: bytes = self.proto().SerializeToString(deterministic=True)
-        except (EncodeError, ValueError):
-            data = b""
-        if not 0 < len(data) <= _PROTOBUF_LIMIT:
-            raise InputError(
-                f"{self.path or 'the model'}: is over the 2 GB that one ONNX file can hold; "
-                "models this large are not supported yet"
-            )
-        return data
+        skeleton = self.skeleton()
+        if skeleton.size > LIMIT:
+            raise InputError(f"{self.path or 'the model'}: is over the 2 GB that one ONNX file can hold; use save")
+        return skeleton.serialize()
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the model to ``path`` whole or not at all; returns its size in bytes.
+        """Write the model to ``path`` whole or not at all; returns the bytes written.
+
+        The larger weights are written to a file beside it, ``<name>.<hash of the weights>.data``, where the model
+        came with such a file or is over the 2 GB that one file can hold.
 
         Raises:
             InputError: the folder is missing or may not be written, or the disk is full.
         """
-        data = self.serialize()
-        write_atomic(Path(path), data)
-        return len(data)
+        return save(self.skeleton(), Path(path), self._external)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the weights are worth keeping out of memory."""
+        return self.skeleton().is_large
+
+    def put_weights_aside(self) -> None:
+        """Move large weights that are new out of memory, into temporary files, if the model is large as a whole."""
+        if self.is_large:
+            self._table.put_aside(list(codec.constants(self._graph)), _WORTH_A_FILE)
 
     def checkpoint(self) -> GraphState:
         """The state of the graph; its ``restore()`` undoes every edit made since, in place."""
@@ -128,86 +145,7 @@ class Model:
         return {entry.key: entry.value for entry in self._header.metadata_props}
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load_model_from_string(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the path of an .onnx model") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; give the path of an .onnx model") from None
-    except PermissionError:
-        raise InputError(f"{path}: may not be read; check its permissions") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from None
-    except DecodeError:
-        raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
-
-
-def _read_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    """Read weights that are in other files of the model's folder; paths that leave it are refused."""
-    for tensor in _external_tensors(proto):
-        try:
-            load_external_data_for_tensor(tensor, str(path.parent))
-            onnx.numpy_helper.to_array(tensor)  # refuses too few or too many bytes
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise InputError(f"{path}: external data of {tensor.name!r} cannot be used: {one_line(error)}") from None
-        tensor.ClearField("data_location")
-        tensor.ClearField("external_data")
-
-
-def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for root in (proto.graph, *proto.functions):
-        for graph in proto_graphs(root):
-            tensors = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
-            if isinstance(graph, onnx.GraphProto):
-                tensors += graph.initializer
-            yield from (tensor for tensor in tensors if uses_external_data(tensor))
-
-
 def one_line(error: BaseException) -> str:
     """An exception's message as part of a sentence."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write through a temporary file in the same folder, so that ``path`` is old or new and never half.
-
-    A symbolic link stays, and what it points to is replaced. A device or pipe is written to as it is.
-
-    Raises:
-        InputError: the folder is missing or may not be written, or the disk is full.
-    """
-    temporary: str | None = None
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file to write")
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-            return
-        place = Path(os.path.realpath(path))
-        descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=place.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, _permissions(place))
-        os.replace(temporary, place)
-        temporary = None
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.parent.exists():
-            raise InputError(f"{path}: its folder {path.parent} does not exist; create it first") from None
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _permissions(path: Path) -> int:
-    """Those of the file that is replaced, else what the process gives new files (mkstemp gives 0600)."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

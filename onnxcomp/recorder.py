@@ -13,6 +13,7 @@ from onnxcomp.runtime import latency, shapes
 from onnxcomp.runtime.latency import LatencyComparison
 from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.target import Target
+from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Recorder"]
 
@@ -32,9 +33,9 @@ class Recorder:
     def __init__(self, original: Model, feeds: Feeds, target: Target) -> None:
         self._feeds = feeds
         self._threads = target.threads
-        self._original = original.serialize()
+        self._original = original.skeleton()
         self.original_cost = self.cost = cost(original, shapes.observed(original, feeds))
-        self.original_size = self.size = len(self._original)
+        self.original_size = self.size = self._original.size
         self._ratio: float | None = 1.0
 
     @contextmanager
@@ -50,18 +51,18 @@ class Recorder:
             record.latency_ratio = self._ratio
 
     def _measure(self, step: Step) -> None:
-        data = step.model.serialize()
+        model = step.model.skeleton()
         found = cost(step.model, shapes.observed(step.model, self._feeds))
-        timed = self._compare(data, _SECONDS_A_PASS)
-        self.cost, self.size = found, len(data)
+        timed = self._compare(model, _SECONDS_A_PASS)
+        self.cost, self.size = found, model.size
         self._ratio = None if timed is None else timed.ratio
 
     def final(self, model: Model) -> LatencyComparison | None:
         """The original's time over the model's, measured longer; None when one does not run as it is deployed."""
-        return self._compare(model.serialize(), _SECONDS_AT_END)
+        return self._compare(model.skeleton(), _SECONDS_AT_END)
 
-    def _compare(self, data: bytes, seconds: float) -> LatencyComparison | None:
+    def _compare(self, model: Skeleton, seconds: float) -> LatencyComparison | None:
         try:
-            return latency.compare(self._original, data, self._feeds, threads=self._threads, seconds=seconds)
+            return latency.compare(self._original, model, self._feeds, threads=self._threads, seconds=seconds)
         except SessionError:
             return None

@@ -16,9 +16,10 @@ from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
 from onnxcomp.errors import BudgetError, InputError
 from onnxcomp.evaluate import Evaluator
+from onnxcomp.files import open_atomic, write_atomic
 from onnxcomp.hooks import Measure, Timing, Verify
 from onnxcomp.manager import Hook, PassManager, PassRecord, Step, passes_fault
-from onnxcomp.model import Model, one_line, write_atomic
+from onnxcomp.model import Model, one_line
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime.target import Target
@@ -188,11 +189,16 @@ def _save_samples(data: Dataset | None, folder: Path) -> int:
         kept.append(feeds)
     if data.batches == len(data):
         for index, feeds in enumerate(kept):
-            np.savez_compressed(folder / f"{index:05}.npz", **feeds)  # type: ignore[arg-type]
+            _save_npz(folder / f"{index:05}.npz", feeds)
         return len(kept)
     joined = {
         name: np.concatenate([feeds[name] for feeds in kept]) if first.ndim else first
         for name, first in kept[0].items()
     }
-    np.savez_compressed(folder / _JOINED, **joined)  # type: ignore[arg-type]
+    _save_npz(folder / _JOINED, joined)
     return max(len(value) for value in joined.values() if value.ndim)
+
+
+def _save_npz(path: Path, arrays: dict[str, Array]) -> None:
+    with open_atomic(path) as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]

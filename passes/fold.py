@@ -102,7 +102,7 @@ class Fold(Pass):
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class; it is quick enough to be done for that, on a copy."""
-        work, ctx = Model.from_proto(model.proto()), Context(target=target)
+        work, ctx = model.copy(), Context(target=target)
         self.run(work, ctx)
         before, after = len(model.graph.nodes), len(work.graph.nodes)
         changed = sum(decision.action == "folded" for decision in ctx.decisions)

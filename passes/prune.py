@@ -189,7 +189,7 @@ class _Pruning:
         """Remove these units, and fit what is left; returns the relative error of each layer that was fitted."""
         if not any(len(units) for units in gone):
             return {}
-        original = Model.from_proto(self.model.proto())
+        original = self.model.copy()
         kept = _kept(self.model, self.groups, gone)
         for group, units in zip(self.groups, gone, strict=True):
             if len(units):

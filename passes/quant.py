@@ -28,10 +28,10 @@ from onnxcomp.linalg import ranges
 from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
-from onnxcomp.runtime import session
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
+from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Quant"]
 
@@ -118,11 +118,11 @@ class Quant(Pass):
         division = work.divide()
         if division == _Division():
             return
-        before = len(model.serialize())
+        before = model.skeleton().size
         upgrade_opset(model, OPSET)
         split_hard_swishes(model.graph)
         work.write(division)
-        if len(model.serialize()) >= before:
+        if model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
@@ -167,7 +167,7 @@ class _Quantization:
         if self.data is not None:
             self.calibration = self._calibrate(division)
             measured = spread(self.data, _MEASURED_SAMPLES)
-            self.evaluator = Evaluator(session.create(self.model), measured, metric_named("sqnr"))
+            self.evaluator = Evaluator(self.model.copy(), measured, metric_named("sqnr"))
         writer = FormWriter(self.model.graph)
         dynamic = {layer.name: self._write_dynamic(writer, layer) for layer in division.dynamic}
         for layer in division.tables:
@@ -255,7 +255,7 @@ class _Quantization:
             False, with the graph as it was, when that was measured to be slower.
         """
         self.state = self.model.checkpoint()
-        logged, before = len(self.ctx.decisions), self.model.serialize()
+        logged, before = len(self.ctx.decisions), self.model.skeleton()
         methods = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
         layers = self._drop_unfused(layers, methods[0])
         results = {method: self._sqnr(layers, method) for method in methods}
@@ -272,12 +272,12 @@ class _Quantization:
             self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
         return True
 
-    def _is_slower(self, before: bytes) -> bool:
+    def _is_slower(self, before: Skeleton) -> bool:
         """Whether the model now takes clearly longer than before, where that can be measured."""
         target = self.ctx.target
         if not target.is_host or self.data is None:
             return False
-        after = self.model.serialize()
+        after = self.model.skeleton()
         what = "quant: integer kernels against what was there before"
         measured = self.ctx.timings.compare(what, before, after, self.data.sample(), target.threads)
         return measured is not None and measured.ratio < _LEAST_SPEED
@@ -317,7 +317,7 @@ class _Quantization:
         if not written:
             return {}
         readers: dict[str, str] = {}
-        for kernel in optimized_kernels(self.model.serialize()):
+        for kernel in optimized_kernels(self.model):
             if kernel.op not in ("DequantizeLinear", "Cast"):
                 readers.update(dict.fromkeys(kernel.inputs, kernel.op))
         return {name: readers.get(item.constant, "") for name, item in written.items()}

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
 from onnxcomp.runtime import feeds, latency, session, shapes
+from onnxcomp.storage.reader import split
 
 FLOAT, INT64, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.BOOL
 rng = np.random.default_rng(0)
@@ -75,7 +76,7 @@ def test_a_session_runs_a_model_its_message_and_its_bytes_alike() -> None:
 
 def test_outputs_may_be_chosen() -> None:
     x = rng.standard_normal((1, 3, 8, 8)).astype(np.float32)
-    model = session.with_outputs(convolution(), ["y", "a"])
+    model = session.with_outputs(split(convolution()), ["y", "a"])
     assert list(session.run(session.create(model), {"x": x}, ["a"])) == ["a"]
 
 
@@ -105,14 +106,14 @@ def test_a_failure_inside_a_run_is_quiet_too(capfd: pytest.CaptureFixture[str]) 
 
 
 def test_with_outputs_keeps_what_bodies_read_and_drops_the_rest() -> None:
-    proto = branches()
-    before = proto.SerializeToString()
-    reduced = session.with_outputs(proto, ["b"])
-    assert [node.op_type for node in reduced.graph.node] == ["Abs", "If"]
+    whole = split(branches())
+    before = whole.serialize()
+    reduced = session.with_outputs(whole, ["b"])
+    assert [node.op_type for node in reduced.proto.graph.node] == ["Abs", "If"]
     x = rng.standard_normal((2, 3)).astype(np.float32)
     values = session.run(session.create(reduced), {"x": x, "c": np.array(False)})
     np.testing.assert_array_equal(values["b"], -np.abs(x))
-    assert proto.SerializeToString() == before
+    assert whole.serialize() == before
 
 
 # -- shapes --------------------------------------------------------------------------------------------------

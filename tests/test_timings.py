@@ -35,7 +35,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
 
 
 def test_known_comparisons_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, feeds = network().serialize(), samples().sample()
+    model, feeds = network(), samples().sample()
     pretend(monkeypatch, 2.0)
     first = TimingTable()
     entry = first.compare("a rewrite", model, model, feeds)
@@ -53,7 +53,7 @@ def test_known_comparisons_are_not_measured_again(monkeypatch: pytest.MonkeyPatc
 
 def test_nothing_is_measured_when_timings_are_off() -> None:
     table = open_timings("off")
-    model = network().serialize()
+    model = network()
     assert table.compare("a rewrite", model, model, samples().sample()) is None
     assert table.used == []
 

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcomp.storage.mapped import Mapped
+
 __all__ = ["assign", "is_constant", "replace_input", "shape_of", "value_of"]
 
 Array = np.ndarray[Any, Any]
@@ -28,8 +30,10 @@ def value_of(tensor: gs.Tensor) -> Array | None:
         values = tensor._values
         if isinstance(values, np.ndarray):
             return values
+        if isinstance(values, Mapped):
+            return values.view()
         if isinstance(values.tensor, onnx.TensorProto):
-            return np.asarray(onnx.numpy_helper.to_array(values.tensor))
+            return _stored(values.tensor)
         return _dense(values.tensor)
     node = _constant_node(tensor)
     return None if node is None else _attribute_value(node)
@@ -52,7 +56,8 @@ def assign(tensor: gs.Tensor, value: Array) -> None:
         raise ValueError(f"{tensor.name} is no constant")
     node.attrs.clear()
     node.attrs["value"] = gs.Constant(tensor.name, array)
-    tensor.shape, tensor.dtype = array.shape, array.dtype
+    if tensor.dtype is not None:  # else the file does not declare it
+        tensor.shape, tensor.dtype = array.shape, array.dtype
 
 
 def replace_input(node: gs.Node, index: int, value: Array) -> None:
@@ -63,6 +68,16 @@ def replace_input(node: gs.Node, index: int, value: Array) -> None:
     else:
         name = f"{tensor.name}/{node.name or node.outputs[0].name}/{index}"
         node.inputs[index] = gs.Constant(name, np.ascontiguousarray(value))
+
+
+def _stored(message: onnx.TensorProto) -> Array:
+    """A tensor's value; text that is not UTF-8 stays bytes."""
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(message))
+    except UnicodeDecodeError:
+        array = np.empty(len(message.string_data), object)
+        array[:] = list(message.string_data)
+        return array.reshape(tuple(message.dims))
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> Array:

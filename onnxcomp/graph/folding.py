@@ -18,6 +18,7 @@ from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import detach, output_ids
 from onnxcomp.graph.inferred import TensorType, tensor_type
+from onnxcomp.origins import attributes_aside
 from onnxcomp.runtime import session
 
 __all__ = ["evaluate_constants", "fold_static_shapes", "lift_constants"]
@@ -167,6 +168,8 @@ def _foldable(node: gs.Node, outputs: set[int]) -> bool:
     if node.domain not in (None, "", "ai.onnx") or node.op in _NOT_FOLDED or not node.outputs:
         return False
     if any(isinstance(value, (gs.Graph, gs.Node.AttributeRef)) for value in node.attrs.values()):
+        return False
+    if attributes_aside(node):  # they would be missing where the node is computed
         return False
     inputs = [tensor for tensor in node.inputs if tensor.name]
     if not inputs or any(id(tensor) in outputs for tensor in node.outputs):

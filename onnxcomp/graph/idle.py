@@ -40,7 +40,7 @@ def idle_units(model: Model, groups: Sequence[Group], feeds: Mapping[str, Array]
         for slot in _readers(group)
     }
     if tensors:
-        session = create(with_outputs(model.proto(), sorted(tensors)), optimize=False)
+        session = create(with_outputs(model.skeleton(), sorted(tensors)), optimize=False)
         values = run(session, feeds)
         for group, units in zip(groups, silent, strict=True):
             if units.any():

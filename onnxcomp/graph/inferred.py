@@ -37,7 +37,7 @@ class TensorType:
 
 def infer_types(model: Model) -> dict[str, TensorType]:
     """Types of the tensors of the main graph that shape inference can tell; empty when it fails."""
-    proto = model.proto()
+    proto = model.skeleton().weights_as_inputs()
     _forget_shapes(proto.graph)
     _lighten(proto.graph)
     for data_propagation in (True, False):

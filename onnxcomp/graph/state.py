@@ -7,6 +7,7 @@ Restoring changes the graph in place, so nodes and tensors that a caller still h
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,14 +27,14 @@ class GraphState:
         self._objects: list[tuple[Any, type, dict[str, Any]]] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
         self._dicts: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._opsets: list[tuple[Any, list[tuple[str, int]]]] = []
+        self._opsets: list[tuple[Any, list[onnx.OperatorSetIdProto]]] = []
         for item in _members(graph, set()):
             fields = dict(vars(item))
             self._objects.append((item, type(item), fields))
             for value in fields.values():
                 self._keep(value)
             if isinstance(item, gs.Graph) and item.import_domains is not None:
-                self._opsets.append((item.import_domains, _versions(item.import_domains)))
+                self._opsets.append((item.import_domains, copy.deepcopy(list(item.import_domains))))
 
     def _keep(self, value: Any) -> None:
         """Lists and dicts by content, as they may be edited in place."""
@@ -60,7 +61,7 @@ class GraphState:
             attributes.update(saved)
         for domains, opsets in self._opsets:
             del domains[:]
-            domains.extend(onnx.helper.make_opsetid(*opset) for opset in opsets)
+            domains.extend(opsets)
 
     def changed(self) -> bool:
         """Whether the graph has been edited since. Weights count by identity, names and numbers by value."""
@@ -72,7 +73,7 @@ class GraphState:
         for live, content in self._lists:
             if len(live) != len(content) or not all(map(_same, live, content)):
                 return True
-        if any(_versions(domains) != opsets for domains, opsets in self._opsets):
+        if any(list(domains) != opsets for domains, opsets in self._opsets):
             return True
         return any(
             live.keys() != saved.keys() or not all(_same(live[key], saved[key]) for key in saved)
@@ -86,10 +87,6 @@ def _same(live: Any, saved: Any) -> bool:
     if isinstance(saved, list):  # replaced by a new list: equal if it holds the same things
         return isinstance(live, list) and len(live) == len(saved) and all(map(_same, live, saved))
     return isinstance(saved, str | int | float | bytes) and type(live) is type(saved) and live == saved
-
-
-def _versions(domains: Any) -> list[tuple[str, int]]:
-    return [(entry.domain, entry.version) for entry in domains]
 
 
 def _members(graph: gs.Graph, seen: set[int]) -> Iterator[Any]:
@@ -109,6 +106,8 @@ def _members(graph: gs.Graph, seen: set[int]) -> Iterator[Any]:
                 tensors.append(attribute)
     for function in graph.functions:
         yield from _members(function, seen)
+    if isinstance(graph, gs.Function):
+        tensors += [value for value in graph.attrs.values() if isinstance(value, gs.Tensor)]
     for tensor in tensors:
         if id(tensor) not in seen:
             seen.add(id(tensor))

@@ -46,9 +46,10 @@ def describe_input(model: Model, parameters: int, flops: int | None) -> Input:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     else:
-        data = model.serialize()
-        size = len(data)
-        digest.update(data)
+        skeleton = model.skeleton()
+        size = skeleton.size
+        for chunk in skeleton.chunks():
+            digest.update(chunk)
     return Input(
         path=None if model.path is None else str(model.path),
         bytes=size,

@@ -252,7 +252,7 @@ def _prospects(model: Model, feeds: Feeds, target: Target, progress: Progress) -
             required = [p for p in Pipeline([cls()]).scheduled().passes if not isinstance(p, cls)]
             key = ",".join(map(str, required))
             if key not in prepared:
-                work = Model.from_proto(model.proto())
+                work = model.copy()
                 if required:
                     PassManager(Pipeline(required)).run(work, Context(target=target))
                 prepared[key] = work, observed(work, feeds)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from onnxcomp.model import write_atomic
+from onnxcomp.files import write_atomic
 
 __all__ = [
     "Check",

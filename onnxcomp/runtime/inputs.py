@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
-from onnxcomp.origins import GraphOrigin, origin_of
+from onnxcomp.origins import graph_origin_of
 from onnxcomp.runtime.values import is_float
 
 __all__ = ["ModelInput", "conform", "model_inputs", "require_tensors"]
@@ -74,9 +74,8 @@ def require_tensors(inputs: list[ModelInput], where: str) -> None:
 
 
 def _model_input(model: Model, tensor: gs.Tensor) -> ModelInput:
-    origin = origin_of(model.graph)
-    inputs = origin.inputs if isinstance(origin, GraphOrigin) else []
-    declared = next((value for value in inputs if value.name == tensor.name), None)
+    origin = graph_origin_of(model.graph)
+    declared = next((value for value in (origin.inputs if origin else ()) if value.name == tensor.name), None)
     if declared is None:  # an input that a pass made
         dims = None if tensor.shape is None else tuple(_dim(dim) for dim in tensor.shape)
         return ModelInput(tensor.name, np.dtype(tensor.dtype), dims)

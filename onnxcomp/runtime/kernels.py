@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 import onnxruntime as ort
 
 from onnxcomp.errors import InputError
-from onnxcomp.runtime.session import reason
+from onnxcomp.files import scratch_folder
+from onnxcomp.runtime.session import Loadable, open_session, reason
 
 __all__ = ["Kernel", "optimized_kernels"]
 
 _FATAL = 4
+
+# The optimized model is written without its weights, which may be too many for one file.
+_APART = {
+    "session.optimized_model_external_initializers_file_name": "weights",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Kernel:
     outputs: tuple[str, ...]
 
 
-def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
+def optimized_kernels(model: Loadable, threads: int = 1) -> list[Kernel]:
     """The nodes of the main graph after all of ONNX Runtime's optimizations on this machine, in order.
 
     Raises:
@@ -36,11 +41,13 @@ def optimized_kernels(model: bytes, threads: int = 1) -> list[Kernel]:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        path = folder / "optimized.onnx"
         options.optimized_model_filepath = str(path)
+        for key, value in _APART.items():
+            options.add_session_config_entry(key, value)
         try:
-            ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            open_session(model, options)
         except Exception as error:  # the binding raises a dozen classes that share no base
             raise InputError(f"the model: ONNX Runtime cannot load it: {reason(error)}") from None
         graph = onnx.load_model(path, load_external_data=False).graph

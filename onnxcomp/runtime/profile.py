@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ import onnx
 import onnxruntime as ort
 
 from onnxcomp.codec import nested_graphs
+from onnxcomp.files import scratch_folder
 from onnxcomp.model import Model
-from onnxcomp.runtime.session import Feeds
+from onnxcomp.runtime.session import Feeds, Loadable, open_session
 
 __all__ = ["OperatorTime", "body_shapes", "time_by_operator"]
 
@@ -51,7 +51,7 @@ def time_by_operator(model: Model, feeds: Feeds, threads: int = 1, runs: int = 5
         runs: to measure.
     """
     each: dict[tuple[str, str, str], list[float]] = {}
-    for event in _kernel_events(model.serialize(), feeds, threads, runs + 1, optimize=True):
+    for event in _kernel_events(model, feeds, threads, runs + 1, optimize=True):
         details = event["args"]
         if details["op_name"] not in _WITH_BODIES:
             node = (details["op_name"], event["name"], details["node_index"])
@@ -76,13 +76,13 @@ def body_shapes(model: Model, feeds: Feeds) -> dict[str, Shape]:
     """
     if next(_bodies(model), None) is None:
         return {}
-    proto = model.proto()
+    skeleton = model.skeleton()
     tensors: dict[str, onnx.NodeProto] = {}
-    for index, node in enumerate(_nodes(proto.graph)):
+    for index, node in enumerate(_nodes(skeleton.proto.graph)):
         node.name = f"node{index}"
         tensors[node.name] = node
     shapes: dict[str, Shape] = {}
-    for event in _kernel_events(proto.SerializeToString(), feeds, 1, 1, optimize=False):
+    for event in _kernel_events(skeleton, feeds, 1, 1, optimize=False):
         ran = tensors.get(event["name"].removesuffix("_kernel_time"))
         if ran is not None:
             _note(shapes, list(ran.input), event["args"].get("input_type_shape", []))
@@ -111,7 +111,7 @@ def _note(shapes: dict[str, Shape], names: list[str], described: list[dict[str, 
                 shapes.setdefault(name, tuple(dims))
 
 
-def _kernel_events(model: bytes, feeds: Feeds, threads: int, runs: int, optimize: bool) -> Iterator[dict[str, Any]]:
+def _kernel_events(model: Loadable, feeds: Feeds, threads: int, runs: int, optimize: bool) -> Iterator[dict[str, Any]]:
     """One event for each execution of each node, in the order of time."""
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
@@ -120,9 +120,9 @@ def _kernel_events(model: bytes, feeds: Feeds, threads: int, runs: int, optimize
     options.enable_profiling = True
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with scratch_folder() as folder:
+        options.profile_file_prefix = str(folder / "profile")
+        session = open_session(model, options)
         for _ in range(runs):
             session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -107,8 +107,8 @@ def observe_pairs(
     """
     names = list(wanted)
     own = [name for name in names if any(regression.columns is None for regression in wanted[name])]
-    session = create(with_outputs(compressed.proto(), own))
-    session_0 = create(with_outputs(original.proto(), names))
+    session = create(with_outputs(compressed.skeleton(), own))
+    session_0 = create(with_outputs(original.skeleton(), names))
     for regressions in wanted.values():
         for regression in regressions:
             regression.expect(dataset.batches)

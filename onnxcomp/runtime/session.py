@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import EncodeError
 
 from onnxcomp.errors import InputError, SessionError
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime.values import run_session
+from onnxcomp.storage.payload import Payload
+from onnxcomp.storage.reader import split
+from onnxcomp.storage.skeleton import Skeleton
 
-__all__ = ["Feeds", "all_cores", "create", "reason", "run", "with_outputs"]
+__all__ = ["Feeds", "Loadable", "all_cores", "create", "open_session", "reason", "run", "with_outputs"]
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
+Loadable = Model | Skeleton | onnx.ModelProto | bytes
+
+# ONNX Runtime takes weights from files below one folder only.
+_ROOT = os.path.abspath(os.sep)
 
 # What ONNX Runtime puts around its messages: an error code, file and line, the C++ function.
 _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -32,7 +38,7 @@ _FATAL = 4  # ONNX Runtime raises what it logs as errors; saying it once is enou
 
 
 def create(
-    model: Model | onnx.ModelProto | bytes,
+    model: Loadable,
     threads: int = 0,
     optimize: bool = True,
     providers: Iterable[str] = ("CPUExecutionProvider",),
@@ -41,7 +47,7 @@ def create(
     """A session that runs ``model``.
 
     Args:
-        model: a model, its message, or the bytes of its file.
+        model: a model, its skeleton or message, or the bytes of its file.
         threads: intra-op threads; 0, for analyses, takes every core and less memory, and threads do not spin.
         optimize: let ONNX Runtime rewrite the graph, as a deployment would.
         providers: execution providers in order of preference.
@@ -53,12 +59,35 @@ def create(
     options = _options(threads, optimize, config or {})
     path = model.path if isinstance(model, Model) else None
     try:
-        return ort.InferenceSession(_bytes_of(model), options, providers=list(providers))
+        return open_session(model, options, providers)
     except InputError:
         raise
     except Exception as error:  # the binding raises a dozen classes that share no base
         remedy = f"; export {path.name} again" if path else ""
         raise SessionError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}{remedy}") from None
+
+
+def open_session(
+    model: Loadable, options: ort.SessionOptions, providers: Iterable[str] = ("CPUExecutionProvider",)
+) -> ort.InferenceSession:
+    """A session with these options. ONNX Runtime maps the weights of a large model from the files they are in.
+
+    Raises:
+        InputError: the model is a message of over 2 GB.
+        Exception: one of the many that ONNX Runtime raises.
+    """
+    if isinstance(model, Model):
+        model = model.skeleton()
+    if isinstance(model, onnx.ModelProto):
+        model = split(model)
+    data = model
+    if isinstance(model, Skeleton):
+        if model.is_large:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", _ROOT)
+            data = model.placed(_in_root).SerializeToString()
+        else:
+            data = model.serialize()
+    return ort.InferenceSession(data, options, providers=list(providers))
 
 
 def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:
@@ -82,14 +111,13 @@ def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None
     return dict(zip(wanted, values, strict=True))
 
 
-def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+def with_outputs(model: Skeleton, names: Iterable[str]) -> Skeleton:
     """The model with these tensors of its main graph as its only outputs, less the nodes they do not need.
 
     ONNX Runtime infers their types itself and keeps their values through its own optimizations. Nodes that
-    lead to no output it would run all the same. The result shares nothing with ``proto``.
+    lead to no output it would run all the same. The result shares nothing but weights with ``model``.
     """
-    changed = onnx.ModelProto()
-    changed.CopyFrom(proto)
+    changed = model.copied()
     graph = changed.graph
     typed = {value.name: value for value in graph.output}
     outputs = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names)]
@@ -102,7 +130,7 @@ def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
             needed.update(_reads(graph.node[index]))
         else:
             del graph.node[index]
-    return changed
+    return Skeleton(changed, model.payloads)
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -148,13 +176,7 @@ def _options(threads: int, optimize: bool, config: Mapping[str, str]) -> ort.Ses
     return options
 
 
-def _bytes_of(model: Model | onnx.ModelProto | bytes) -> bytes:
-    if isinstance(model, bytes):
-        return model
-    if isinstance(model, Model):
-        return model.serialize()
-    try:
-        data: bytes = model.SerializeToString()
-    except (EncodeError, ValueError):
-        raise InputError("the model is over the 2 GB that one protobuf message can hold") from None
-    return data
+def _in_root(payload: Payload) -> tuple[str, int]:
+    """Where ONNX Runtime is to find a weight; one in memory is put into a file for it."""
+    place = payload.in_file()
+    return os.path.relpath(place.source.path, _ROOT), place.offset

@@ -28,7 +28,7 @@ def observed(model: Model, feeds: Feeds, names: Iterable[str] | None = None) -> 
         InputError: the model does not run on these feeds.
     """
     wanted = _tensor_names(model) if names is None else list(dict.fromkeys(names))
-    session = create(with_outputs(model.proto(), wanted), optimize=False)
+    session = create(with_outputs(model.skeleton(), wanted), optimize=False)
     values = run(session, feeds)
     return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, np.ndarray)}
 

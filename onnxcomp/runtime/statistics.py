@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 
 from onnxcomp.data import Dataset
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.gram import Gram
 from onnxcomp.runtime.session import create, run, with_outputs
+from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Accumulator", "Gram", "Histogram", "Moments", "observe"]
 
@@ -54,13 +54,13 @@ def observe(
     """
     if not wanted:
         return
-    proto = model.proto()
+    whole = model.skeleton()
     for accumulators in wanted.values():
         for accumulator in accumulators:
             accumulator.expect(dataset.batches)
-    chunks = list(_chunks(proto, dataset, list(wanted), max_memory))
+    chunks = list(_chunks(whole, dataset, list(wanted), max_memory))
     for index, names in enumerate(chunks):
-        session = create(with_outputs(proto, names))
+        session = create(with_outputs(whole, names))
         part = f" ({index + 1} of {len(chunks)})" if len(chunks) > 1 else ""
         for feeds in progress(dataset.feeds(), f"calibrating{part}", dataset.batches):
             for name, value in run(session, feeds, names).items():
@@ -68,9 +68,9 @@ def observe(
                     accumulator.update(value)
 
 
-def _chunks(proto: onnx.ModelProto, dataset: Dataset, names: list[str], limit: int) -> Iterator[list[str]]:
+def _chunks(whole: Skeleton, dataset: Dataset, names: list[str], limit: int) -> Iterator[list[str]]:
     """The names in their order, cut where the values of a batch would exceed the limit."""
-    values = run(create(with_outputs(proto, names), optimize=False), dataset.sample())
+    values = run(create(with_outputs(whole, names), optimize=False), dataset.sample())
     per_batch = math.ceil(len(dataset) / dataset.batches) / dataset.least
     chunk: list[str] = []
     size = 0.0

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnxcomp.model import Model
 from onnxcomp.runtime import latency
 from onnxcomp.runtime.session import Feeds
+from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["TimedComparison", "TimingTable"]
 
@@ -69,13 +71,19 @@ class TimingTable:
         return self.source is not None and self.measured > 0
 
     def compare(
-        self, what: str, before: bytes, after: bytes, feeds: Feeds, threads: int = 1, seconds: float = 0.5
+        self,
+        what: str,
+        before: Model | Skeleton,
+        after: Model | Skeleton,
+        feeds: Feeds,
+        threads: int = 1,
+        seconds: float = 0.5,
     ) -> TimedComparison | None:
         """Time of ``before`` over time of ``after``; None where it is neither known nor to be measured.
 
         Args:
             what: the rewrite, for the report.
-            before, after: files of the two models.
+            before, after: the two models.
             feeds: one sample.
             threads: intra-op threads.
             seconds: to spend on measuring.
@@ -83,6 +91,7 @@ class TimingTable:
         Raises:
             InputError: a model does not load, or does not run on the feeds.
         """
+        before, after = (m.skeleton() if isinstance(m, Model) else m for m in (before, after))
         key = _key(before, after, feeds, threads)
         entry = self._known.get(key)
         if entry is None:
@@ -96,10 +105,10 @@ class TimingTable:
         return entry
 
 
-def _key(before: bytes, after: bytes, feeds: Feeds, threads: int) -> str:
+def _key(before: Skeleton, after: Skeleton, feeds: Feeds, threads: int) -> str:
     digest = hashlib.sha256()
     for model in (before, after):
-        digest.update(hashlib.sha256(model).digest())
+        digest.update(bytes.fromhex(model.digest()))
     inputs = sorted((name, str(value.dtype), value.shape) for name, value in feeds.items())
     digest.update(repr((inputs, threads)).encode())
     return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How models lie in files: weights stay there until something asks for them."""

@@ -1,0 +1,308 @@
+"""Models without their weights: the wire format, references, external data, large models."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxcomp import Model, compress
+from onnxcomp.errors import InputError
+from onnxcomp.graph.constants import assign, value_of
+from onnxcomp.runtime import session
+from onnxcomp.storage import reader, skeleton, writer
+from onnxcomp.storage.reader import split
+from onnxcomp.storage.skeleton import LEAST, Skeleton, reference_fields, tensors_of
+from onnxcomp.storage.wire import WireError, strip
+from tests.generate import Net
+
+Array = np.ndarray[Any, Any]
+
+
+# -- the wire format -----------------------------------------------------------------------------------------
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> onnx.ModelProto:
+    """Models with weights of all sizes wherever a weight can be: they need not make sense."""
+    sizes = st.sampled_from([0, 1, LEAST - 1, LEAST, LEAST + 1, 3 * LEAST])
+
+    def tensor(name: str) -> TensorProto:
+        data = bytes(draw(sizes))
+        made = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[len(data)], raw_data=data)
+        made.doc_string = draw(st.sampled_from(["", "words"]))
+        return made
+
+    def graph(depth: int) -> onnx.GraphProto:
+        made = onnx.GraphProto(name="g", doc_string="of a graph")
+        made.initializer.extend(tensor(f"w{index}") for index in range(draw(st.integers(0, 2))))
+        for _ in range(draw(st.integers(0, 2))):
+            node = made.node.add(op_type="Op", input=["a"], output=["b"], doc_string="x" * draw(sizes))
+            node.attribute.append(helper.make_attribute("number", 3))
+            kind = draw(st.sampled_from(["none", "t", "tensors", "g", "graphs"]))
+            if kind in ("t", "tensors"):
+                value: Any = tensor("t") if kind == "t" else [tensor("t"), tensor("u")]
+                node.attribute.append(helper.make_attribute(kind, value))
+            elif kind != "none" and depth:
+                node.attribute.append(
+                    helper.make_attribute(kind, graph(depth - 1) if kind == "g" else [graph(depth - 1)])
+                )
+        return made
+
+    proto = onnx.ModelProto(ir_version=10, producer_name="maker", graph=graph(2))
+    function = proto.functions.add(name="F", doc_string="of a function")
+    function.node.extend(graph(1).node)
+    return proto
+
+
+def read_back(data: bytes) -> Skeleton:
+    stripped = strip(data, LEAST, reference_fields)
+    message = onnx.ModelProto.FromString(b"".join(stripped.pieces))
+    return Skeleton(message, [reader.InMemory(data[offset : offset + size]) for offset, size in stripped.ranges])
+
+
+@given(messages())
+def test_a_file_without_its_weights_and_with_them_again_is_the_same(proto: onnx.ModelProto) -> None:
+    data = proto.SerializeToString(deterministic=True)
+    model = read_back(data)
+    assert not [tensor for tensor in tensors_of(model.proto) if len(tensor.raw_data) >= LEAST]
+    assert model.serialize() == data
+    assert model.size == len(data)
+    assert model.whole() == proto
+    assert split(proto).serialize() == data
+
+
+@given(messages(), st.data())
+def test_broken_bytes_are_no_model_or_one_that_protobuf_reads_alike(proto: onnx.ModelProto, data: Any) -> None:
+    whole = bytearray(proto.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 3))):
+        if whole:
+            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    del whole[data.draw(st.integers(0, len(whole))) :]
+    try:
+        model = read_back(bytes(whole))
+    except (WireError, DecodeError):
+        return
+    assert model.whole() == onnx.ModelProto.FromString(bytes(whole))
+
+
+def test_what_a_newer_version_has_added_is_kept() -> None:
+    weight = numpy_helper.from_array(np.zeros(LEAST, np.uint8), "w")
+    proto = onnx.ModelProto(graph=onnx.GraphProto(name="g", initializer=[weight]))
+    added = b"\xfa\x3f\x03new"  # a field that no version knows
+    for message in (proto.graph.initializer[0], proto.graph, proto):
+        message.MergeFromString(added)
+    data = proto.SerializeToString()
+    assert data.count(b"new") == 3
+    assert read_back(data).serialize() == data
+
+
+def test_a_reference_in_a_file_is_none_of_ours(tmp_path: Path) -> None:
+    graph = onnx.GraphProto(name="g", node=[helper.make_node("Identity", ["w"], ["y"])])
+    graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1]).MergeFromString(reference_fields(0))
+    graph.initializer[0].external_data[0].value = "onnxcomp:00112233445566778899aabbccddeeff"
+    onnx.save(onnx.ModelProto(graph=graph), tmp_path / "net.onnx")
+    with pytest.raises(InputError, match="external data of 'w' cannot be used"):
+        Model.load(tmp_path / "net.onnx")
+
+
+# -- the model -----------------------------------------------------------------------------------------------
+
+
+def network() -> Net:
+    net = Net(0, (3, 8, 8))
+    x = net.activation(net.conv("x", 16))
+    x = net.activation(net.conv(x, 32))
+    net.gemm(net.flatten(net.node("GlobalAveragePool", x), positions=1), 12)
+    return net
+
+
+def first_weight(model: Model) -> Any:
+    inputs = model.graph.nodes[0].inputs
+    return inputs[min(1, len(inputs) - 1)]
+
+
+def test_a_copy_shares_weights_until_one_is_replaced() -> None:
+    model = network().model()
+    before = model.serialize()
+    copied = model.copy()
+    assign(first_weight(copied), value_of(first_weight(copied)) * 2)
+    assert model.serialize() == before
+    weights = [value_of(first_weight(each)) for each in (model, copied)]
+    np.testing.assert_array_equal(weights[0] * 2, weights[1])
+
+
+def test_a_weight_that_is_read_cannot_be_written_into() -> None:
+    weight = value_of(first_weight(network().model()))
+    with pytest.raises(ValueError, match="read-only"):
+        weight[:] = 0
+
+
+def test_what_graphsurgeon_reads_is_a_copy_of_its_own() -> None:
+    model = network().model()
+    first_weight(model).values *= 2
+    np.testing.assert_array_equal(value_of(first_weight(model)), 2 * value_of(first_weight(network().model())))
+
+
+def test_types_below_a_byte_are_unpacked() -> None:
+    values = np.arange(4096).reshape(64, 64) % 16
+    weight = helper.make_tensor("w", TensorProto.UINT4, values.shape, values.astype(np.uint8).reshape(-1))
+    nodes = [helper.make_node("Cast", ["w"], ["y"], to=TensorProto.FLOAT)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [64, 64])]
+    graph = helper.make_graph(nodes, "g", [], outputs, [TensorProto.FromString(weight.SerializeToString())])
+    packed = (values.reshape(-1, 2) @ [1, 16]).astype(np.uint8)
+    graph.initializer[0].ClearField("int32_data")
+    graph.initializer[0].raw_data = packed.tobytes()
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    model = Model.from_proto(proto)
+    np.testing.assert_array_equal(np.asarray(value_of(first_weight(model)), np.int64), values)
+    assert model.proto() == proto
+
+
+def first_weight_of(model: Model) -> Any:
+    return model.graph.nodes[0].inputs[0]
+
+
+# -- external data -------------------------------------------------------------------------------------------
+
+
+def in_two_files(folder: Path, name: str = "net.onnx") -> Path:
+    """The network with its weights in ``weights.bin``."""
+    path = folder / name
+    onnx.save(network().proto(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    return path
+
+
+def test_external_weights_stay_external_aligned_and_are_the_same(tmp_path: Path) -> None:
+    model = Model.load(in_two_files(tmp_path))
+    size = model.save(tmp_path / "out.onnx")
+    data = [path for path in tmp_path.iterdir() if re.fullmatch(r"out\.onnx\.[0-9a-f]{16}\.data", path.name)]
+    assert len(data) == 1
+    assert size == (tmp_path / "out.onnx").stat().st_size + data[0].stat().st_size
+    assert Model.load(tmp_path / "out.onnx").serialize() == network().proto().SerializeToString(deterministic=True)
+    stored = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    entries = [{e.key: e.value for e in t.external_data} for t in reader.external_tensors(stored)]
+    assert len(entries) == 3  # a bias is smaller than what is worth a place there
+    for entry in entries:
+        assert int(entry["offset"]) % (4096 if int(entry["length"]) >= 2**16 else 64) == 0
+    assert value_of(first_weight(Model.load(tmp_path / "out.onnx"))).shape == (16, 3, 3, 3)
+
+
+def test_a_model_over_the_limit_is_written_as_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network().model()
+    model.save(tmp_path / "one.onnx")
+    monkeypatch.setattr(writer, "LIMIT", 1000)
+    model.save(tmp_path / "two.onnx")
+    assert len(list(tmp_path.glob("two.onnx.*.data"))) == 1
+    assert not list(tmp_path.glob("one.onnx.*"))
+    assert Model.load(tmp_path / "two.onnx").serialize() == (tmp_path / "one.onnx").read_bytes()
+
+
+def test_a_model_may_replace_the_one_it_was_read_from(tmp_path: Path) -> None:
+    path = in_two_files(tmp_path)
+    for factor in (2, 4):
+        model = Model.load(path)
+        assign(first_weight(model), value_of(first_weight(model)) * 2)
+        model.save(path)
+        assert len(list(tmp_path.glob("net.onnx.*.data"))) == 1  # the earlier output's is gone
+        found = value_of(first_weight(Model.load(path)))
+        np.testing.assert_array_equal(found, factor * value_of(first_weight(network().model())))
+    assert (tmp_path / "weights.bin").exists()  # it is not ours
+
+
+def test_a_write_that_fails_leaves_the_earlier_model_and_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = in_two_files(tmp_path)
+    Model.load(path).save(path)
+    before = {found.name: found.read_bytes() for found in tmp_path.iterdir()}
+    model = Model.load(path)
+    assign(first_weight(model), value_of(first_weight(model)) * 2)
+    replace = os.replace
+
+    def fails_at_the_model(source: Any, target: Any) -> None:
+        if Path(target).suffix == ".onnx":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_the_model)
+    with pytest.raises(InputError, match="No space left"):
+        model.save(path)
+    monkeypatch.undo()
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() == content
+    model.save(path)
+    assert len(list(tmp_path.iterdir())) == len(before)
+
+
+def test_a_file_that_is_cut_short_while_it_is_used_is_reported(tmp_path: Path) -> None:
+    model = Model.load(in_two_files(tmp_path))
+    os.truncate(tmp_path / "weights.bin", 100)
+    with pytest.raises(InputError, match="was cut short while it was in use"):
+        model.save(tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+# -- large models --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["one file", "two files"])
+def large(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that is treated as one of many gigabytes."""
+    if request.param == "two files":
+        path = in_two_files(tmp_path)
+    else:
+        path = tmp_path / "net.onnx"
+        onnx.save(network().proto(), path)
+    monkeypatch.setattr(skeleton, "LARGE", 0)
+    monkeypatch.setattr(reader, "_SMALL", 0)
+    return path
+
+
+def test_a_large_model_runs_from_its_files(large: Path) -> None:
+    feeds = network().feeds()
+    expected = session.run(session.create(network().proto().SerializeToString()), feeds)
+    found = session.run(session.create(Model.load(large)), feeds)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("pipeline", ["quant", "quant(mode='dynamic')", "prune(flops=0.3,align=1)", "reorder"])
+def test_a_large_model_is_compressed_like_a_small_one(
+    large: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str
+) -> None:
+    data = large.with_name("data.npz")
+    np.savez(data, **network().feeds(16))
+    found = compress(large, pipeline, data=str(data), timings="off")
+    monkeypatch.undo()
+    expected = compress(network().model(), pipeline, data=str(data), timings="off")
+    assert all(record.status != "rolled back" for record in found.report.passes)
+    assert found.model.serialize() == expected.model.serialize()
+    assert found.report.result.latency_ratio is not None
+
+
+def test_new_weights_of_a_large_model_leave_memory(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcomp.model._WORTH_A_FILE", LEAST)
+    model = Model.load(large)
+    weight = first_weight(model)
+    doubled = value_of(weight) * 2
+    assign(weight, doubled)
+    state = model.checkpoint()
+    assert isinstance(weight._values, np.ndarray)
+    model.put_weights_aside()
+    assert not isinstance(weight._values, np.ndarray)
+    np.testing.assert_array_equal(value_of(weight), doubled)
+    feeds = network().feeds()
+    found = session.run(session.create(model), feeds)
+    state.restore()
+    for name, value in session.run(session.create(model), feeds).items():
+        np.testing.assert_array_equal(found[name], value)
