@@ -226,15 +226,12 @@ def tag_graphs(graphs: Sequence[gs.Graph], origins: Sequence[GraphOrigin]) -> No
         origin.states.update((name, state_of(tensor)) for name, tensor in graph.tensors().items())
         origin.names.update(tensor_names(graph))
         own = set(origin.initializer_order)
-        sparse = {name_of(message) for message in origin.unused if isinstance(message, onnx.SparseTensorProto)}
         reached = {tensor.name for tensor in graph.outputs}
         for tensor in _tensors_read(graph):
             if not isinstance(tensor, gs.Constant) or tensor.name not in own:
                 continue
             if vars(tensor).setdefault(_HOME, origin) is origin:
                 reached.add(tensor.name)
-                if tensor.data_location == onnx.TensorProto.DEFAULT and tensor.name in sparse:
-                    tensor.data_location = None  # graphsurgeon says so of a sparse one though its file does not
         origin.unused[:] = [message for message in origin.unused if name_of(message) not in reached]
 
 
@@ -362,5 +359,7 @@ def take_graph_origin(graph: onnx.GraphProto, pinned: Iterable[str] = ()) -> Gra
 def take_function_origin(function: onnx.FunctionProto) -> FunctionOrigin:
     """The function's origin; default values that graphsurgeon cannot hold leave the function for it."""
     owned = ("input", "output", "attribute", "attribute_proto", "node", "opset_import")
+    for attribute in function.attribute_proto:
+        refuse_external(attribute, f"the attribute {attribute.name!r} of the function {function.name!r}")
     defaults = take_attributes(function.attribute_proto, f"function {function.name!r}", defaults=True)
     return FunctionOrigin(shell(function, without=owned), defaults, imports=bool(function.opset_import))

@@ -175,6 +175,18 @@ def _external_sparse(proto: onnx.ModelProto) -> None:
     _external(sparse.values)
 
 
+def _external_attribute(proto: onnx.ModelProto) -> None:
+    attribute = proto.graph.node[0].attribute.add(name="table", type=onnx.AttributeProto.SPARSE_TENSOR)
+    attribute.sparse_tensor.values.CopyFrom(tensor("t", 3))
+    _external(attribute.sparse_tensor.values)
+
+
+def _external_default(proto: onnx.ModelProto) -> None:
+    function = proto.functions.add(name="act", domain="org.example")
+    function.attribute_proto.append(helper.make_attribute("table", tensor("t", 3)))
+    _external(function.attribute_proto[0].t)
+
+
 def _external_training(proto: onnx.ModelProto) -> None:
     proto.training_info.add().algorithm.initializer.append(tensor("t", 3))
     _external(proto.training_info[0].algorithm.initializer[0])
@@ -212,6 +224,14 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
         "the attribute 'bodies' of the node 'odd' is a list of graphs, one of which reads 'x' of the graph around it",
     ),
     "external sparse data": (_external_sparse, "the sparse initializer 's' has its data in another file"),
+    "external data of a sparse attribute": (
+        _external_attribute,
+        "the attribute 'table' of the node 'odd' has its data in another file",
+    ),
+    "external data of a default value": (
+        _external_default,
+        "the attribute 'table' of the function 'act' has its data in another file",
+    ),
     "external training data": (_external_training, "the training information has its data in another file"),
 }
 

@@ -18,6 +18,7 @@ from onnxcomp.graph.constants import assign
 from onnxcomp.messages import copied, proto_graphs
 from onnxcomp.model import Model
 from onnxcomp.origins import drop_unused
+from onnxcomp.storage import mapped, reader
 from tests.compare import differences
 from tests.constructs import CONSTRUCTS
 from tests.constructs.merging import merged
@@ -124,6 +125,25 @@ def test_undoing_an_edit_brings_every_field_back() -> None:
         model.proto()
         state.restore()
         assert differences(model.proto(), maker()) == [], name
+
+
+def test_weights_that_stay_in_their_file_are_no_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the other tests are too small to be left there."""
+    for module in (reader, mapped):
+        monkeypatch.setattr(module, "LEAST", 1)
+    for name, maker in CONSTRUCTS.items():
+        proto = maker()
+        assert differences(reloaded(proto, tmp_path), proto) == [], name
+        assert differences(Model.from_proto(proto).copy().proto(), proto) == [], name
+        model = Model.from_proto(proto)
+        tensors = {item.name: item for item in gs_tensors(model) if isinstance(item, gs.Constant)}
+        for message in proto.graph.initializer:
+            if message.name in tensors and len(messages_of(proto, message.name)) == 1:
+                array = other_values(array_of(message))
+                assign(tensors[message.name], array)
+                set_data(message, array)
+                message.ClearField("data_location")
+        assert differences(model.proto(), proto) == [], name
 
 
 @settings(max_examples=40)

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from onnxcomp.errors import InputError, SessionError
 from onnxcomp.model import Model, one_line
+from onnxcomp.runtime.values import run_session
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import Skeleton
@@ -104,7 +105,7 @@ def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None
     options = ort.RunOptions()
     options.log_severity_level = _FATAL
     try:
-        values = session.run(wanted, dict(feeds), options)
+        values = run_session(session, wanted, feeds, options)
     except Exception as error:  # as above
         raise SessionError(f"ONNX Runtime cannot run the model: {reason(error)}") from None
     return dict(zip(wanted, values, strict=True))
