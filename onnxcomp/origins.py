@@ -226,12 +226,15 @@ def tag_graphs(graphs: Sequence[gs.Graph], origins: Sequence[GraphOrigin]) -> No
         origin.states.update((name, state_of(tensor)) for name, tensor in graph.tensors().items())
         origin.names.update(tensor_names(graph))
         own = set(origin.initializer_order)
+        sparse = {name_of(message) for message in origin.unused if isinstance(message, onnx.SparseTensorProto)}
         reached = {tensor.name for tensor in graph.outputs}
         for tensor in _tensors_read(graph):
             if not isinstance(tensor, gs.Constant) or tensor.name not in own:
                 continue
             if vars(tensor).setdefault(_HOME, origin) is origin:
                 reached.add(tensor.name)
+                if tensor.data_location == onnx.TensorProto.DEFAULT and tensor.name in sparse:
+                    tensor.data_location = None  # graphsurgeon says so of a sparse one though its file does not
         origin.unused[:] = [message for message in origin.unused if name_of(message) not in reached]
 
 

@@ -15,7 +15,6 @@ from onnx.external_data_helper import uses_external_data
 
 from onnxcomp.errors import InputError
 from onnxcomp.messages import name_of
-from onnxcomp.storage.skeleton import is_reference
 
 __all__ = [
     "known_element_type",
@@ -84,8 +83,11 @@ def refuse_external(message: Message, where: str) -> None:
         InputError: a tensor in the message has external data.
     """
     for tensor in _tensors(message):
-        if uses_external_data(tensor) and not is_reference(tensor):
-            raise InputError(f"{where} has its data in another file, where it is not looked for; store it in the model")
+        if uses_external_data(tensor):
+            raise InputError(
+                f"{where} has its data in another file, which only initializers and tensor attributes may have here; "
+                "store it in the model"
+            )
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
