@@ -214,7 +214,7 @@ def function_calls_deep(rng: np.random.Generator) -> onnx.ModelProto:
 
 def long_chain(rng: np.random.Generator) -> onnx.ModelProto:
     """A sound model that exhausts the stack of whoever walks it by recursion."""
-    names = ["x", *(f"t{index}" for index in range(int(pick(rng, (500, 2000, 5000))) - 1)), "y"]
+    names = ["x", *(f"t{index}" for index in range(int(pick(rng, (100, 500, 1500))) - 1)), "y"]
     return _model([helper.make_node("Relu", [a], [b]) for a, b in itertools.pairwise(names)])
 
 

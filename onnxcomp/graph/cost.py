@@ -76,7 +76,10 @@ def cost(model: Model, shapes: Shapes) -> Cost:
     macs: dict[int, int] = {}
     for graph in nested_graphs(model.graph):
         for node in graph.nodes:
-            macs[id(node)] = _macs(node, shapes)
+            try:
+                macs[id(node)] = _macs(node, shapes)
+            except (KeyError, IndexError, TypeError, ValueError):  # a node without what its operator requires
+                macs[id(node)] = 0
             if macs[id(node)] or owned.get(id(node)):
                 per_layer[names[id(node)]] = LayerCost(node.op, owned.get(id(node), 0), macs[id(node)])
     return Cost(sum(owned.values()), 2 * _total(model.graph, macs), per_layer)
