@@ -33,7 +33,8 @@ from fuzzing.seeds import external_weights
 from tests.generate import Net
 
 HERE = Path(__file__).resolve().parent
-OPTIONS = ("-p", "prune(flops=0.3),quant,reorder", "--data", "data.npz", "--timings", "off", "-q")
+PIPELINE = "prune(flops=0.3),quant,reorder"
+OPTIONS = ("--data", "data.npz", "--timings", "off", "-q")
 OUTPUTS = ("-o", "out/small.onnx", "--report", "out/report.json")
 _POLL_S = 0.0002
 _LONGEST_WRITE_S = 0.02
@@ -42,8 +43,8 @@ _LONGEST_WRITE_S = 0.02
 class Workplace:
     """A folder with a model, data, and the results of an earlier compilation."""
 
-    def __init__(self, folder: Path, external: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, external: bool, pipeline: str) -> None:
+        self.folder, self.pipeline = folder, pipeline
         self.out, self.temporary = folder / "out", folder / "tmp"
         for made in (self.out, self.temporary):
             made.mkdir()
@@ -78,7 +79,7 @@ class Workplace:
             from onnxcomp import cli
 
             hurry()
-            code = cli.run(["net.onnx", *OPTIONS, *OUTPUTS])
+            code = cli.run(["net.onnx", "-p", self.pipeline, *OPTIONS, *OUTPUTS])
         finally:
             os._exit(code)
 
@@ -147,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pipeline", default=PIPELINE)
     parser.add_argument("--external", action="store_true", help="weights in a file beside the model")
     parser.add_argument("--output", default=str(HERE / "KILL.json"), help="JSON file; - is stdout")
     given = parser.parse_args(arguments)
@@ -154,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     rng, found, left = np.random.default_rng(given.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
-        place = Workplace(Path(folder), given.external)
+        place = Workplace(Path(folder), given.external, given.pipeline)
         place.reference()
         start = time.perf_counter()
         outputs = place.reference()

@@ -21,7 +21,7 @@ from onnxcomp.errors import InputError
 
 __all__ = ["byte_size", "check_structure", "external_file", "external_range", "quoted"]
 
-_DEEPEST_BODY = 32  # graphs in graphs; what walks them is recursive
+_DEEPEST_BODY = 20  # graphs in graphs; what walks them is recursive
 _DEEPEST_CALL = 100  # functions that call functions
 _MOST_NODES = 20_000  # of functions written out at each of their calls, as ONNX Runtime does at every load, slowly
 _MOST_AXES = 64  # NumPy's limit
