@@ -24,6 +24,7 @@ _UNKNOWN_RANKS = (4, 2, 3, 1, 0)
 
 _SECONDS = 3.0  # for all attempts together, more for large models
 _MOST_BYTES = 2**28  # of one input
+_MOST_OUTPUT_BYTES = 2**27  # they are kept, and compared in double precision
 
 
 def synthetic(model: Model, seed: int = 0) -> dict[str, Any]:
@@ -51,13 +52,16 @@ def synthetic(model: Model, seed: int = 0) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         feeds = {entry.name: _values(entry, shape, rng) for entry, shape in zip(inputs, shapes, strict=True)}
         try:
-            trial.run(feeds)
+            outputs = trial.run(feeds)
         except InputError as error:
             last = error
             if trial.over:
                 break
         else:
-            return feeds
+            size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
+            if size <= _MOST_OUTPUT_BYTES:
+                return feeds
+            last = InputError(f"its outputs hold {size / 1e6:,.0f} MB")
     raise InputError(f"{where}: does not run on inputs made up for it ({last}); give data with --data")
 
 
