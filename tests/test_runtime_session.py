@@ -215,7 +215,7 @@ def test_data_is_refused_where_an_input_is_no_tensor(tmp_path: Path) -> None:
 def test_types_that_numpy_lacks_go_in_and_come_out(kind: str) -> None:
     dtype = np.dtype(getattr(ml_dtypes, kind))
     element = helper.np_dtype_to_tensor_dtype(dtype)
-    proto = build([helper.make_node("Identity", ["x"], ["y"])], {"x": (element, ["N", 2])}, ["y"])
+    proto = build([helper.make_node("Identity", ["x"], ["y"])], {"x": (element, ["N", 2])}, ["y"], opset=19)
     for values in ([[0.5, -2.0], [1.0, 4.0]], np.zeros((0, 2))):
         array = np.asarray(values, dtype)
         found = session.run(session.create(proto), {"x": array})["y"]
