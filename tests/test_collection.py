@@ -88,7 +88,7 @@ def test_inputs_become_constants(cases: dict[str, Case]) -> None:
     assert [value.name for value in weighted.proto.graph.input] == ["a"]
     assert list(weighted.sets[0][0]) == ["a"]
     assert len(weighted.proto.graph.initializer) == 2
-    assert cases["node/test_gemm_all_attributes+all constant"].sets[0][0] == {}
+    assert cases["node/test_gemm_all_attributes+constant inputs"].sets[0][0] == {}
 
 
 # -- what must not pass ----------------------------------------------------------------------------------------
