@@ -71,8 +71,8 @@ def _run(match: str, processes: int, timeout: float) -> Collection:
 
 
 def _kind(name: str) -> str:
-    kind, _, variant = name.partition("/")[0], *name.rpartition("+")[1:]
-    return f"{kind}, {variant}" if "+" in name else kind
+    kind, variant = name.partition("/")[0], name.rpartition("+")[2]
+    return f"{kind} with {variant}" if "+" in name else kind
 
 
 def _tell(result: Collection) -> None:

@@ -41,7 +41,7 @@ def build(
         for tensor in proto.graph.initializer:
             proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     for index, node in enumerate(proto.graph.node):
-        node.name = f"/{node.op_type.lower()}{index}"
+        node.name = f"/{node.op_type}{index}"
     return proto
 
 
@@ -53,15 +53,14 @@ def _random(name: str, shape: Shape) -> Array:
 
 def _conv(attributes: str, x: str, weight: Shape, outputs: int, op: str = "Conv") -> onnx.ModelProto:
     """The operator in a network: between activations, with a projection of its channels behind it."""
-    rank = len(weight) - 2
-    axes = ",".join("?" * rank)
+    axes = ",".join("?" * (len(weight) - 2))
     body = f"""(float[{x}] x) => (float[N,16,{axes}] y) {{
         h = Relu(x)
         c = {op} <{attributes}> (h, w, b)
         r = Relu(c)
         y = Conv(r, v)
     }}"""
-    return build(body, {"w": weight, "b": (outputs,), "v": (16, outputs, *[1] * rank)})
+    return build(body, {"w": weight, "b": (outputs,), "v": (16, outputs, *[1] * (len(weight) - 2))})
 
 
 def _gemm(attributes: str, x: str, weight: Shape, bias: Shape | None = (32,)) -> onnx.ModelProto:
@@ -156,8 +155,7 @@ def _custom(reachable: bool) -> onnx.ModelProto:
     return proto
 
 
-_VECTOR: dict[str, Shape] = {"scale": (32,), "shift": (32,)}
-_MEAN = {"mean": np.linspace(-0.2, 0.2, 32, dtype=np.float32), "var": np.linspace(0.5, 2, 32, dtype=np.float32)}
+_VARIANCE = np.linspace(0.5, 2, 32, dtype=np.float32)
 
 
 def _batch_norm(opset: int, attributes: str, ir_version: int = 3) -> onnx.ModelProto:
@@ -168,7 +166,7 @@ def _batch_norm(opset: int, attributes: str, ir_version: int = 3) -> onnx.ModelP
             r = Relu(n)
             y = Conv <pads = [1, 1, 1, 1]> (r, v)
         }}""",
-        {"w": (32, 3, 3, 3), "v": (16, 32, 3, 3), **_VECTOR, **_MEAN},
+        {"w": (32, 3, 3, 3), "v": (16, 32, 3, 3), "scale": (32,), "shift": (32,), "mean": (32,), "var": _VARIANCE},
         opset,
         ir_version,
     )
@@ -205,7 +203,7 @@ def _attention(line: str, weights: Mapping[str, Shape | Array], opset: int = 17)
     return build(body, {**projections, **weights}, opset, ir_version=10 if opset > 21 else 8)
 
 
-_FORM: dict[str, Callable[[], onnx.ModelProto]] = {
+_LAYERS: dict[str, Callable[[], onnx.ModelProto]] = {
     "shared weights between layers": _shared_block,
     "a function called twice": _function_block,
     "one matrix in two layers": lambda: build(
@@ -399,5 +397,5 @@ _ODD: dict[str, Callable[[], onnx.ModelProto]] = {
     ),
 }
 
-ARCHITECTURES = {**_FORM, **_OPERATORS, **_OLD, **_ODD}
+ARCHITECTURES = {**_LAYERS, **_OPERATORS, **_OLD, **_ODD}
 """Makers of models by the feature that they have."""

@@ -42,9 +42,9 @@ class Case:
 
 
 def load_cases(kinds: Iterable[str] = KINDS) -> list[Case]:
-    """All models of these kinds, in the order of their names."""
+    """All models of these kinds, in the order of their names, the classifiers last."""
     cases = [case for kind in kinds for case in _of_kind(kind)]
-    return sorted(cases, key=lambda case: case.name)
+    return sorted(cases, key=lambda case: (case.name.startswith("light/"), case.name))
 
 
 def variants(case: Case) -> list[Case]:
@@ -76,7 +76,7 @@ def bound(case: Case, first: int) -> Case | None:
         del proto.graph.input[:]
         proto.graph.input.extend(kept)
     left = {name: value for name, value in feeds.items() if name not in fixed}
-    suffix = "constant weights" if first else "all constant"
+    suffix = "constant weights" if first else "constant inputs"
     return Case(f"{case.name}+{suffix}", proto, [(left, expected)], case.rtol, case.atol)
 
 

@@ -93,7 +93,7 @@ def _cases() -> dict[str, Case]:
 
 
 def _prepare() -> None:
-    findings_of("pytorch-converted/test_Linear")  # imports what is imported on demand
+    findings_of("node/test_gemm_all_attributes+constant weights")  # imports what is imported on demand
     gc.collect()
     gc.freeze()  # the manager collects garbage after every pass: thousands of models are none
 

@@ -103,12 +103,12 @@ def examine(case: Case) -> list[Finding]:
         original = _Original.of(case)
         if original is None:
             return [*findings, _found(case, EVERY_PASS, lambda: _not_runnable(path))]
-        try:
-            alone = _Alone.of(case, original, path)
-        except Exception:
-            return [*findings, Finding(case.name, EVERY_PASS, "failed", traceback.format_exc(limit=-4))]
-        checks: list[tuple[str, Any]] = [(p.passes[-1].name, lambda p=p: alone.check(p)) for p in passes_alone()]
-        checks.append((EVERY_PASS, lambda: _all_passes(case, original, path, alone.data)))
+        alone: list[_Alone] = []
+        refusal = _found(case, EVERY_PASS, lambda: _prepare(alone, case, original, path))
+        if not alone:
+            return [*findings, refusal]
+        checks: list[tuple[str, Any]] = [(p.passes[-1].name, lambda p=p: alone[0].check(p)) for p in passes_alone()]
+        checks.append((EVERY_PASS, lambda: _all_passes(case, original, path, alone[0].data)))
         return findings + [_found(case, *check) for check in checks]
 
 
@@ -132,6 +132,12 @@ def _load_and_save(case: Case, path: Path) -> tuple[str, str, Mapping[str, int]]
     if difference := field_difference(case.proto, onnx.load(copy)):
         raise BrokenPromiseError(f"loading and saving changes {difference}")
     return "left alone", "equal field by field", {}
+
+
+def _prepare(made: list[_Alone], case: Case, original: _Original, path: Path) -> tuple[str, str, Mapping[str, int]]:
+    """Leaves in ``made`` what runs single passes, unless the model is refused."""
+    made.append(_Alone.of(case, original, path))
+    return "left alone", "", {}
 
 
 def _not_runnable(path: Path) -> tuple[str, str, Mapping[str, int]]:
@@ -358,4 +364,4 @@ def _jittered(value: Any, rng: np.random.Generator) -> Any:
         return value
     finite = value[np.isfinite(value)].astype(np.float64)
     spread = float(finite.std()) if finite.size else 0.0
-    return (value + _JITTER * spread * rng.standard_normal(value.shape)).astype(value.dtype)
+    return np.asarray(value + _JITTER * spread * rng.standard_normal(value.shape), dtype=value.dtype)
