@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.collection import Collection
 from harness.entries import ENTRIES, Entry, add_report, report_of
 from harness.process import Limits, Outcome, run
 from harness.render import render
@@ -193,7 +194,7 @@ def main() -> int:
             for model in models:
                 results.sections[model.name] = asked.section(model)
                 results.write(stored)
-    options.out.write_text(render(results), encoding="utf-8")
+    options.out.write_text(render(results, Collection.read(HERE / "COLLECTION.json")), encoding="utf-8")
     return 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnxcomp.arrays import ArraySource, Column, read_npz
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
-from onnxcomp.runtime.inputs import Array, model_inputs
+from onnxcomp.runtime.inputs import Array, model_inputs, require_tensors
 from onnxcomp.runtime.trial import Trial
 from onnxcomp.sources import LABELS, FeedSource, FolderSource, FunctionSource, Source
 
@@ -65,6 +65,7 @@ class Dataset:
             InputError: the source cannot be read, does not fit the model, or has no samples.
         """
         inputs = model_inputs(model)
+        require_tensors(inputs, source)
         path = Path(source)
         chosen: Source
         if path.is_dir():
@@ -179,15 +180,22 @@ class Dataset:
         return digest.hexdigest()
 
 
-def _hash_arrays(digest: Any, arrays: Iterable[tuple[str, Array]]) -> None:
+def _hash_arrays(digest: Any, arrays: Iterable[tuple[str, Any]]) -> None:
     for name, array in arrays:
+        if not isinstance(array, np.ndarray):  # a sequence, a map, or nothing for an optional
+            parts = enumerate(array) if isinstance(array, list) else [(0, np.asarray(repr(array), dtype=object))]
+            _hash_arrays(digest, ((f"{name}[{index}]", part) for index, part in parts))
+            continue
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         if array.dtype.kind == "O":
             digest.update("\0".join(map(str, array.reshape(-1))).encode())
         elif sys.byteorder == "big":
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         else:
-            digest.update(np.ascontiguousarray(array).data if array.size else b"")
+            plain = (
+                array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
+            )  # ml_dtypes have no buffer
+            digest.update(np.ascontiguousarray(plain).data if array.size else b"")
 
 
 def _batches(dataset: Dataset, model: Model) -> bool:

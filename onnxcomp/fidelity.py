@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.errors import VerificationError
+from onnxcomp.runtime.values import is_float
 
 __all__ = ["Fidelity", "FidelitySums", "Outputs", "class_output"]
 
@@ -55,7 +56,7 @@ class _OutputSums:
     is_float: bool = True
 
     def update(self, reference: Array, candidate: Array) -> None:
-        self.is_float = reference.dtype.kind == "f"
+        self.is_float = is_float(reference.dtype)
         r, c = reference.astype(np.float64).reshape(-1), candidate.astype(np.float64).reshape(-1)
         bad = np.isfinite(r) & ~np.isfinite(c)
         self.nonfinite += int(bad.sum())
@@ -102,7 +103,7 @@ class FidelitySums:
             VerificationError: the candidate lacks an output, or its shape differs.
         """
         for name, r in reference.items():
-            if not isinstance(r, np.ndarray) or r.dtype.kind not in "fiub":
+            if not isinstance(r, np.ndarray) or not (is_float(r.dtype) or r.dtype.kind in "iub"):
                 continue
             c = candidate.get(name)
             if not isinstance(c, np.ndarray) or c.shape != r.shape:
@@ -130,6 +131,6 @@ class FidelitySums:
 def class_output(values: Outputs) -> str | None:
     """The first float output with two or three axes and more than one value on the last: class scores."""
     for name, value in values.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim in (2, 3):
+        if isinstance(value, np.ndarray) and is_float(value.dtype) and value.ndim in (2, 3):
             return name if value.shape[-1] > 1 else None
     return None

@@ -22,9 +22,9 @@ from onnxcomp.storage.skeleton import is_reference
 
 __all__ = ["byte_size", "check_structure", "external_file", "external_range", "quoted"]
 
-_DEEPEST_BODY = 32  # graphs in graphs; what walks them is recursive
+_DEEPEST_BODY = 20  # graphs in graphs; what walks them is recursive
 _DEEPEST_CALL = 100  # functions that call functions
-_MOST_NODES = 1_000_000  # with every function written out at each of its calls, as ONNX Runtime does it
+_MOST_NODES = 20_000  # of functions written out at each of their calls, as ONNX Runtime does at every load, slowly
 _MOST_AXES = 64  # NumPy's limit
 _MOST_DENSE_BYTES = 2**31
 _AGAIN = "export the model again"
@@ -56,7 +56,7 @@ def check_structure(proto: onnx.ModelProto, path: Path | None = None) -> None:
 
     Raises:
         InputError: bodies or functions are nested too deeply, functions call each other in a circle or would be
-            written out to over a million nodes, a name is given twice, nodes are out of order or form a cycle, a
+            written out to over 20,000 nodes, a name is given twice, nodes are out of order or form a cycle, a
             value is read that nothing computes, or a tensor's data do not fit its type and dimensions.
     """
     try:
@@ -177,17 +177,16 @@ class _Check:
         self._functions = set(keys)
         self._graph(proto.graph, [])
         sizes, calls = {}, {}
-        total, called = self._nodes, self._calls
+        called = self._calls
         for key, function in zip(keys, proto.functions, strict=True):
             self._nodes, self._calls = 0, Counter()
             self._function(function)
             sizes[key], calls[key] = self._nodes, self._calls
         self._expand(sizes, calls)
-        total += sum(count * sizes[key] for key, count in called.items())
+        total = sum(count * sizes[key] for key, count in called.items())
         if total > _MOST_NODES:
-            self._refuse(
-                f"its functions, written out, have {_figure(total)} nodes, over {_MOST_NODES:,}", "simplify it"
-            )
+            problem = f"its functions, written out, have {_figure(total)} nodes, more than {_MOST_NODES:,}"
+            self._refuse(problem, "write them out with onnx.inliner.inline_local_functions")
 
     def _graph(self, graph: onnx.GraphProto, outer: list[set[str]]) -> None:
         if len(outer) >= _DEEPEST_BODY:

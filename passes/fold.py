@@ -8,10 +8,13 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
+from onnxcomp.codec import nested_graphs
 from onnxcomp.context import Context
+from onnxcomp.errors import SessionError
 from onnxcomp.graph.absorb import Absorbed, absorb_affine
 from onnxcomp.graph.absorb_input import absorb_input_affine
 from onnxcomp.graph.activations import recognize_hard_sigmoids
+from onnxcomp.graph.constants import is_constant
 from onnxcomp.graph.folding import evaluate_constants, fold_static_shapes, lift_constants
 from onnxcomp.graph.inferred import infer_types
 from onnxcomp.graph.inlining import inline_functions
@@ -20,6 +23,7 @@ from onnxcomp.graph.noops import remove_noops
 from onnxcomp.model import Model
 from onnxcomp.origins import drop_unused
 from onnxcomp.passbase import Pass, Stage
+from onnxcomp.runtime.session import create
 from onnxcomp.runtime.target import Target
 
 __all__ = ["Fold"]
@@ -42,6 +46,7 @@ class Fold(Pass):
     3. ``Shape`` of a tensor whose dimensions follow from the declared graph inputs becomes a constant, and
        so does a Gather or Slice of the known part of a partly dynamic shape. Dimensions that were only seen
        in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
+       Not when ONNX Runtime refuses a branch of an If whose condition follows from such dimensions.
     4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
        bias of the Conv, ConvTranspose or Gemm before them, in bodies too. Not when that layer's output is read
        elsewhere or is a graph output, when its weight is shared or in half precision, or after a MatMul.
@@ -63,6 +68,16 @@ class Fold(Pass):
     inline_functions: bool = Field(False, description="replace calls of model-local functions by what these do")
 
     def run(self, model: Model, ctx: Context) -> None:
+        state, logged, conditions = model.checkpoint(), len(ctx.decisions), _computed_conditions(model.graph)
+        self._fold(model, ctx, shapes=True)
+        # ONNX Runtime puts the body of an If in its place once the condition is known, and may refuse what it finds.
+        if any(is_constant(condition) for condition in conditions) and not _loads(model):
+            state.restore()
+            del ctx.decisions[logged:]
+            self._fold(model, ctx, shapes=False)
+
+    def _fold(self, model: Model, ctx: Context, shapes: bool) -> None:
+        """Apply the rules until nothing changes; rule 3 only where ``shapes`` says so."""
         graph = model.graph
         if self.inline_functions:
             replaced = [layer for layer in weighted_layers(model) if layer.function]
@@ -72,13 +87,14 @@ class Fold(Pass):
         lifted: set[int] = set()
         computed: set[int] = set()
         absorbed: list[Absorbed] = []
+        found_before = weighted_layers(model)
         drop_unused(graph)
         for _ in ctx.progress(range(_ROUNDS), "folding"):
             new = lift_constants(graph)
             lifted.update(map(id, new))
             graph.cleanup()
             types = infer_types(model)
-            changes = remove_noops(graph, types) + fold_static_shapes(graph, types)
+            changes = remove_noops(graph, types) + (fold_static_shapes(graph, types) if shapes else 0)
             changes += recognize_hard_sigmoids(graph)
             results = evaluate_constants(graph, model.opset)
             computed.update(map(id, results))
@@ -87,8 +103,13 @@ class Fold(Pass):
             graph.cleanup()
             if not (changes or results or any(not item.obstacle for item in found)):
                 break
-        for layer in weighted_layers(model):
-            _decide(layer, lifted, computed, absorbed, ctx)
+        left = {id(layer.node): layer for layer in weighted_layers(model)}
+        for layer in found_before:
+            if id(layer.node) not in left:
+                ctx.act(layer, "folded", "it is computed from constants, or nothing needs it")
+        names = {id(layer.node): layer.name for layer in found_before}  # two that shared a name are told apart by it
+        for node, layer in left.items():
+            _decide(layer, names.get(node, layer.name), lifted, computed, absorbed, ctx)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class; it is quick enough to be done for that, on a copy."""
@@ -103,8 +124,22 @@ class Fold(Pass):
         return f"{before} nodes become {after}{weights}"
 
 
+def _computed_conditions(graph: gs.Graph) -> list[gs.Tensor]:
+    """The conditions of If nodes that a run computes."""
+    nodes = (node for nested in nested_graphs(graph) for node in nested.nodes if node.op == "If")
+    return [node.inputs[0] for node in nodes if not is_constant(node.inputs[0])]
+
+
+def _loads(model: Model) -> bool:
+    try:
+        create(model)
+    except SessionError:
+        return False
+    return True
+
+
 def _decide(
-    layer: WeightedLayer, lifted: set[int], computed: set[int], absorbed: Iterable[Absorbed], ctx: Context
+    layer: WeightedLayer, name: str, lifted: set[int], computed: set[int], absorbed: Iterable[Absorbed], ctx: Context
 ) -> None:
     """Log what happened to the layer."""
     own = [item for item in absorbed if item.layer_node is layer.node]
@@ -117,6 +152,6 @@ def _decide(
     notes += [f"{item.description} folded in" for item in own if not item.obstacle]
     obstacles = [f"{item.description} follows, but {item.obstacle}" for item in own if item.obstacle]
     if notes:
-        ctx.act(layer, "folded", "; ".join(notes + obstacles))
+        ctx.act(name, "folded", "; ".join(notes + obstacles))
     else:
-        ctx.skip(layer, "; ".join(obstacles) or "nothing to fold")
+        ctx.skip(name, "; ".join(obstacles) or "nothing to fold")

@@ -77,7 +77,7 @@ class Quant(Pass):
 
     What happens besides:
 
-    1. The optimized graph is inspected. A layer for which no integer kernel appears goes back to float.
+    1. The optimized graph is inspected. A layer for which no integer kernel appears is stored.
     2. The layers that hurt most go back to float too, until the SQNR of the outputs on calibration samples
        is 6 dB or more.
     3. Where the target is this machine and the model with integer kernels is measured to be slower than
@@ -182,7 +182,8 @@ class _Quantization:
         self._write_stored(writer, division.stored)
         writer.finish()
         if division.static and not self._write_static(division.static):
-            self._store_instead(division.static)
+            reason = "the model was measured to be slower with integer kernels on this machine"
+            self._store_instead(division.static, reason)
         kernels = self._kernels(dynamic)
         for layer in division.dynamic:
             reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
@@ -282,12 +283,13 @@ class _Quantization:
         self.state = self.model.checkpoint()
         logged, before = len(self.ctx.decisions), self.model.skeleton()
         methods = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
-        layers = self._drop_unfused(layers, methods[0])
+        wanted, layers = layers, self._drop_unfused(layers, methods[0])
+        fused = {layer.name for layer in layers}
         results = {method: self._sqnr(layers, method) for method in methods}
         method = max(methods, key=lambda item: results[item])
         layers = self._protect(layers, method, results[method])
         written = self._build(layers, method)
-        if self._is_slower(before):
+        if layers and self._is_slower(before):
             self.state.restore()
             del self.ctx.decisions[logged:]
             return False
@@ -295,6 +297,8 @@ class _Quantization:
         for layer in layers:
             reason = f"8-bit weights and activations ({method} ranges); integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
+        unfused = [layer for layer in wanted if layer.name not in fused]
+        self._store_instead(unfused, "ONNX Runtime does not fuse an integer kernel here")
         return True
 
     def _is_slower(self, before: Skeleton) -> bool:
@@ -307,9 +311,8 @@ class _Quantization:
         measured = self.ctx.timings.compare(what, before, after, self.data.sample(), target.threads)
         return measured is not None and measured.ratio < _LEAST_SPEED
 
-    def _store_instead(self, layers: list[WeightedLayer]) -> None:
-        """Keep 8-bit weights for layers whose integer kernels do not pay."""
-        reason = "the model was measured to be slower with integer kernels on this machine"
+    def _store_instead(self, layers: list[WeightedLayer], reason: str) -> None:
+        """Keep 8-bit weights for layers that have no integer kernels, or none that pay."""
         writer = FormWriter(self.model.graph)
         for layer in layers:
             if _is_storable(self.model.graph, layer):
@@ -330,12 +333,10 @@ class _Quantization:
         """Only the layers for which ONNX Runtime makes an integer kernel; dropping one may unfuse another."""
         while layers:
             kernels = self._kernels(self._build(layers, method))
-            unfused = [layer for layer in layers if not kernels[layer.name]]
-            if not unfused:
-                return layers
-            for layer in unfused:
-                self.ctx.skip(layer, "ONNX Runtime does not fuse an integer kernel here")
-            layers = [layer for layer in layers if kernels[layer.name]]
+            fused = [layer for layer in layers if kernels[layer.name]]
+            if len(fused) == len(layers):
+                break
+            layers = fused
         return layers
 
     def _kernels(self, written: dict[str, Written]) -> dict[str, str]:

@@ -149,7 +149,10 @@ def test_weights_computed_from_constants_are_evaluated() -> None:
     decisions = fold(model)
     assert text(model) == ["y = MatMul(x, ws)"]
     np.testing.assert_array_equal(value_of(model.graph.nodes[0].inputs[1]), stored.T * np.float32(0.5))
-    assert [(d.action, d.reason) for d in decisions] == [("folded", "weight computed from constants")]
+    assert [(d.layer, d.action, d.reason) for d in decisions] == [
+        ("Transpose:wt", "folded", "it is computed from constants, or nothing needs it"),
+        ("MatMul:y", "folded", "weight computed from constants"),
+    ]
     same_outputs(before, model, {"x": rng.standard_normal((2, 32)).astype(np.float32)})
 
 

@@ -207,8 +207,8 @@ def test_two_bodies_that_multiply_one_outer_tensor_each_quantize_it(data: bool) 
     assert compare(original, session.create(model), samples).fidelity.sqnr_db > 25
 
 
-@settings(max_examples=25)
-@given(statements(), st.integers(0, 2**16), st.booleans(), st.sampled_from(["static", "auto", "dynamic"]))
+@settings(max_examples=15)
+@given(statements(1), st.integers(0, 2**16), st.booleans(), st.sampled_from(["static", "auto", "dynamic"]))
 def test_any_nest_of_bodies_quantizes_to_a_model_that_runs(
     program: list[Statement], seed: int, outer: bool, mode: Literal["static", "auto", "dynamic"]
 ) -> None:
@@ -226,10 +226,9 @@ def test_any_nest_of_bodies_quantizes_to_a_model_that_runs(
     for feeds in data.feeds():
         expected, actual = (next(iter(session.run(item, feeds).values())) for item in (original, session.create(model)))
         assert actual.shape == expected.shape
-    if mode != "static":
-        assert {decision.action for decision in decisions.values()} <= {"quantized", "stored"}
-    integers = set(kernels(model)) & {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearMatMul"}
-    assert bool(integers) == any("integer kernel" in decision.reason for decision in decisions.values())
+    assert {decision.action for decision in decisions.values()} <= {"quantized", "stored"}
+    integers = set(kernels(model)) & {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger"}
+    assert bool(integers) == any(decision.action == "quantized" for decision in decisions.values())
 
 
 def test_where_integer_kernels_in_bodies_are_slower_the_weights_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,4 +261,4 @@ def test_a_voice_detector_whose_layers_are_all_in_bodies(tmp_path: Path) -> None
         for feeds in calibration(path, 253).feeds()
     ]
     assert np.mean([before == after for before, after in decided]) > 0.98
-    assert len(inspect(Model.load(path)).layers) == 36
+    assert sum(layer.shape is not None for layer in inspect(Model.load(path)).layers) == 36

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxcomp.data import Dataset
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
 from onnxcomp.runtime import feeds, latency, session, shapes
@@ -177,11 +180,48 @@ def test_a_model_that_no_made_up_feed_runs_asks_for_data() -> None:
         feeds.synthetic(Model.from_proto(proto))
 
 
-def test_an_input_that_is_no_tensor_is_refused() -> None:
+def test_feeds_are_made_up_for_sequences_optionals_and_maps() -> None:
+    tensor = helper.make_tensor_type_proto(FLOAT, [2])
+    kinds = {
+        "sequence": (helper.make_sequence_type_proto(tensor), "SequenceLength", ""),
+        "optional": (helper.make_optional_type_proto(tensor), "OptionalHasElement", ""),
+        "map": (helper.make_map_type_proto(INT64, helper.make_tensor_type_proto(FLOAT, [])), "CastMap", "ai.onnx.ml"),
+    }
+    for name, (kind, op, domain) in kinds.items():
+        proto = build([helper.make_node(op, ["s"], ["y"], domain=domain)], {}, ["y"])
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+        proto.graph.input.append(helper.make_value_info("s", kind))
+        made = feeds.synthetic(Model.from_proto(proto))
+        assert list(session.run(session.create(proto), made)) == ["y"], name
+
+
+def test_an_input_that_nothing_can_be_fed_to_is_refused_with_its_name() -> None:
+    nested = helper.make_sequence_type_proto(helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, [2])))
+    proto = build([helper.make_node("Identity", ["x"], ["y"])], {"x": (FLOAT, [2])}, ["y"])
+    proto.graph.input.append(helper.make_value_info("s", nested))
+    with pytest.raises(InputError, match="input 's' is declared as sequence of a type that cannot be fed; export"):
+        feeds.synthetic(Model.from_proto(proto))
+
+
+def test_data_is_refused_where_an_input_is_no_tensor(tmp_path: Path) -> None:
     proto = build([helper.make_node("SequenceLength", ["s"], ["y"])], {}, ["y"])
     proto.graph.input.append(helper.make_tensor_sequence_value_info("s", FLOAT, [2]))
-    with pytest.raises(InputError, match="input s is no tensor"):
-        feeds.synthetic(Model.from_proto(proto))
+    np.savez(tmp_path / "data.npz", s=np.zeros((3, 2), np.float32))
+    with pytest.raises(InputError, match="input 's' is a sequence of float32, which no data can hold"):
+        Dataset.open(str(tmp_path / "data.npz"), Model.from_proto(proto))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_types_that_numpy_lacks_go_in_and_come_out(kind: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, kind))
+    element = helper.np_dtype_to_tensor_dtype(dtype)
+    proto = build([helper.make_node("Identity", ["x"], ["y"])], {"x": (element, ["N", 2])}, ["y"], opset=19)
+    for values in ([[0.5, -2.0], [1.0, 4.0]], np.zeros((0, 2))):
+        array = np.asarray(values, dtype)
+        found = session.run(session.create(proto), {"x": array})["y"]
+        assert (found.dtype, found.shape) == (dtype, array.shape)
+        np.testing.assert_array_equal(found.astype(np.float32), array.astype(np.float32))
+    assert feeds.synthetic(Model.from_proto(proto))["x"].dtype == dtype
 
 
 # -- measured time -------------------------------------------------------------------------------------------

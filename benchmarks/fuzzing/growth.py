@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fuzzing.structure import pick
 from tests.models import model_of, value
 
-__all__ = ["GROWTH", "Bomb"]
+__all__ = ["GROWTH", "Bomb", "calling", "function", "looping", "made_from", "nested_bytes"]
 
 Bomb = Callable[[np.random.Generator], onnx.ModelProto]
 
@@ -27,7 +27,7 @@ def _constant(name: str, numbers: Any, dtype: Any = np.int64) -> TensorProto:
     return numpy_helper.from_array(np.array(numbers, dtype), name)
 
 
-def _model(nodes: Sequence[onnx.NodeProto], constants: Sequence[TensorProto] = (), **more: Any) -> onnx.ModelProto:
+def made_from(nodes: Sequence[onnx.NodeProto], constants: Sequence[TensorProto] = (), **more: Any) -> onnx.ModelProto:
     """Input x (N, 4), output y; ``nodes`` make y."""
     graph = helper.make_graph(nodes, "main", [value("x", "N", 4)], [onnx.ValueInfoProto(name="y")], constants)
     graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
@@ -42,7 +42,7 @@ def _added(op: str, inputs: str, constants: Sequence[TensorProto] = (), **attrib
         helper.make_node("Cast", ["sum"], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["x", "number"], ["y"]),
     ]
-    return _model(nodes, constants)
+    return made_from(nodes, constants)
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def outer_product(rng: np.random.Generator) -> onnx.ModelProto:
         nodes.append(helper.make_node("Concat", [last, last], [f"t{step}"], axis=1))
         last = f"t{step}"
     nodes.append(helper.make_node("Identity", [last], ["y"]))
-    return _model(nodes)
+    return made_from(nodes)
 
 
 def counted_by_nodes(rng: np.random.Generator) -> onnx.ModelProto:
@@ -129,12 +129,12 @@ def counted_by_nodes(rng: np.random.Generator) -> onnx.ModelProto:
         helper.make_node("ReduceMax", ["large"], ["most"], keepdims=0),
         helper.make_node("Add", ["x", "most"], ["y"]),
     ]
-    return _model(nodes, [_constant("size", [size])])
+    return made_from(nodes, [_constant("size", [size])])
 
 
 def large_input(rng: np.random.Generator) -> onnx.ModelProto:
     """An input of a fixed shape that nobody can feed."""
-    proto = _model([helper.make_node("Relu", ["x"], ["y"])])
+    proto = made_from([helper.make_node("Relu", ["x"], ["y"])])
     shape = proto.graph.input[0].type.tensor_type.shape
     for dim in shape.dim:
         dim.dim_value = pick(rng, (2**20, 2**30, 2**34, 2**62, 0, -1, -(2**40)))
@@ -154,7 +154,7 @@ def nested(rng: np.random.Generator) -> onnx.ModelProto:
         other = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], f"other{depth}", [], result)
         node = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=other)
         body = helper.make_graph([node], f"depth{depth}", [], result)
-    proto = _model([])
+    proto = made_from([])
     proto.graph.node.extend(body.node)
     proto.graph.initializer.append(_constant("yes", True, bool))
     return proto
@@ -177,7 +177,7 @@ def nested_bytes(depth: int) -> bytes:
     return b"\x08\x08\x3a" + _length(len(data)) + data  # ModelProto.ir_version, .graph
 
 
-def _function(name: str, calls: Sequence[str], domain: str = "org.example") -> onnx.FunctionProto:
+def function(name: str, calls: Sequence[str], domain: str = "org.example") -> onnx.FunctionProto:
     """It calls others one after the other, or is a Relu."""
     names = ["a", *(f"t{index}" for index in range(len(calls) - 1)), "b"]
     nodes = [
@@ -188,40 +188,40 @@ def _function(name: str, calls: Sequence[str], domain: str = "org.example") -> o
     return helper.make_function(domain, name, ["a"], ["b"], nodes, opsets)
 
 
-def _calling(name: str, functions: Sequence[onnx.FunctionProto]) -> onnx.ModelProto:
-    proto = _model([helper.make_node(name, ["x"], ["y"], domain="org.example")], functions=functions)
+def calling(name: str, functions: Sequence[onnx.FunctionProto]) -> onnx.ModelProto:
+    proto = made_from([helper.make_node(name, ["x"], ["y"], domain="org.example")], functions=functions)
     proto.opset_import.append(helper.make_opsetid("org.example", 1))
     return proto
 
 
 def function_calls_itself(rng: np.random.Generator) -> onnx.ModelProto:
     names = [f"f{index}" for index in range(int(pick(rng, (1, 2, 5))))]
-    return _calling("f0", [_function(a, [b]) for a, b in zip(names, [*names[1:], names[0]], strict=True)])
+    return calling("f0", [function(a, [b]) for a, b in zip(names, [*names[1:], names[0]], strict=True)])
 
 
 def function_calls_double(rng: np.random.Generator) -> onnx.ModelProto:
     """Each function calls the next one twice: written out, they have 2^depth nodes."""
     depth = int(pick(rng, (8, 16, 26, 60)))
-    functions = [_function(f"f{index}", [f"f{index + 1}"] * 2) for index in range(depth)]
-    return _calling("f0", [*functions, _function(f"f{depth}", [])])
+    functions = [function(f"f{index}", [f"f{index + 1}"] * 2) for index in range(depth)]
+    return calling("f0", [*functions, function(f"f{depth}", [])])
 
 
 def function_calls_deep(rng: np.random.Generator) -> onnx.ModelProto:
     depth = int(pick(rng, (50, 500, 5000)))
-    functions = [_function(f"f{index}", [f"f{index + 1}"]) for index in range(depth)]
-    return _calling("f0", [*functions, _function(f"f{depth}", [])])
+    functions = [function(f"f{index}", [f"f{index + 1}"]) for index in range(depth)]
+    return calling("f0", [*functions, function(f"f{depth}", [])])
 
 
 def long_chain(rng: np.random.Generator) -> onnx.ModelProto:
     """A sound model that exhausts the stack of whoever walks it by recursion."""
-    names = ["x", *(f"t{index}" for index in range(int(pick(rng, (500, 2000, 5000))) - 1)), "y"]
-    return _model([helper.make_node("Relu", [a], [b]) for a, b in itertools.pairwise(names)])
+    names = ["x", *(f"t{index}" for index in range(int(pick(rng, (100, 500, 1500))) - 1)), "y"]
+    return made_from([helper.make_node("Relu", [a], [b]) for a, b in itertools.pairwise(names)])
 
 
 # -- loops -----------------------------------------------------------------------------------------------------
 
 
-def _looping(body: Sequence[onnx.NodeProto], trips: int, goes: str = "going", gathers: bool = False) -> onnx.ModelProto:
+def looping(body: Sequence[onnx.NodeProto], trips: int, goes: str = "going", gathers: bool = False) -> onnx.ModelProto:
     inputs = [
         helper.make_tensor_value_info("i", TensorProto.INT64, []),
         helper.make_tensor_value_info("going", TensorProto.BOOL, []),
@@ -233,31 +233,31 @@ def _looping(body: Sequence[onnx.NodeProto], trips: int, goes: str = "going", ga
     graph = helper.make_graph(nodes, "body", inputs, outputs)
     made = ["y", "rows"] if gathers else ["y"]
     constants = [_constant("trips", trips), _constant("yes", True, bool)]
-    return _model([helper.make_node("Loop", ["trips", "yes", "x"], made, body=graph)], constants)
+    return made_from([helper.make_node("Loop", ["trips", "yes", "x"], made, body=graph)], constants)
 
 
 def endless(rng: np.random.Generator) -> onnx.ModelProto:
-    return _looping([helper.make_node("Relu", ["state"], ["next"])], pick(rng, (10**4, 10**7, 2**40, 2**63 - 1, -1)))
+    return looping([helper.make_node("Relu", ["state"], ["next"])], pick(rng, (10**4, 10**7, 2**40, 2**63 - 1, -1)))
 
 
 def doubling(rng: np.random.Generator) -> onnx.ModelProto:
     double = helper.make_node("Concat", ["state", "state"], ["next"], axis=0)
-    return _looping([double], pick(rng, (10, 26, 40, 2**40)))
+    return looping([double], pick(rng, (10, 26, 40, 2**40)))
 
 
 def gathering(rng: np.random.Generator) -> onnx.ModelProto:
     """Every trip adds to an output that is kept."""
     body = [helper.make_node("Relu", ["state"], ["next"]), helper.make_node("Identity", ["state"], ["row"])]
-    return _looping(body, pick(rng, (10**4, 10**8, 2**40)), gathers=True)
+    return looping(body, pick(rng, (10**4, 10**8, 2**40)), gathers=True)
 
 
 def loops_in_loops(rng: np.random.Generator) -> onnx.ModelProto:
     """Few trips each, many together."""
-    trips, proto = int(pick(rng, (4, 30, 100))), _looping([helper.make_node("Relu", ["state"], ["next"])], 3)
+    trips, proto = int(pick(rng, (4, 30, 100))), looping([helper.make_node("Relu", ["state"], ["next"])], 3)
     for _ in range(int(pick(rng, (3, 6)))):
         inner = onnx.NodeProto.FromString(proto.graph.node[0].SerializeToString())
         inner.input[2], inner.output[0] = "state", "next"
-        proto = _looping([inner], trips)
+        proto = looping([inner], trips)
     return proto
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.collection import Collection
+from harness.render_collection import collection_section
 from harness.results import Results, Row, Section
 from harness.targets import Target, check
 from harness.zoo import MODELS, Figure
@@ -11,15 +13,17 @@ __all__ = ["render"]
 _NONE = "-"
 
 
-def render(results: Results) -> str:
-    """The whole document: a table for each model, then the targets."""
+def render(results: Results, collection: Collection | None = None) -> str:
+    """The whole document: a table for each model, the targets, and what became of the collection."""
     parts = [
         "# Benchmark results",
-        "Rendered by `benchmarks/run.py` from the JSON beside this file, nothing is written by hand.\n"
-        "What the columns mean and how to measure again: [README.md](README.md).",
+        "Rendered by `benchmarks/run.py` and `benchmarks/collection.py` from the JSON beside this file, nothing is\n"
+        "written by hand. What the columns mean and how to measure again: [README.md](README.md).",
         *(_section(section) for section in results.sections.values()),
         _targets(check(results)),
     ]
+    if collection is not None:
+        parts.append(collection_section(collection))
     return "\n\n".join(parts) + "\n"
 
 

@@ -82,7 +82,7 @@ def cost(model: Model, shapes: Shapes) -> Cost:
     in_functions = {id(node) for function in model.graph.functions for node in _nodes(function)}
     for graph in all_graphs(model.graph):
         for node in graph.nodes:
-            macs[id(node)] = 0 if id(node) in in_functions else _macs(node, shapes)
+            macs[id(node)] = 0 if id(node) in in_functions else _macs_or_none(node, shapes)
             if macs[id(node)] or owned.get(id(node)) or id(node) in weighted:
                 per_layer[names[id(node)]] = LayerCost(node.op, owned.get(id(node), 0), macs[id(node)])
     return Cost(sum(owned.values()), 2 * _total(model.graph, macs), per_layer)
@@ -193,6 +193,13 @@ def _reader(node: gs.Node) -> gs.Node:
 
 
 # -- operations --------------------------------------------------------------------------------------------
+
+
+def _macs_or_none(node: gs.Node, shapes: Shapes) -> int:
+    try:
+        return _macs(node, shapes)
+    except (KeyError, IndexError, TypeError, ValueError):  # a node without what its operator requires
+        return 0
 
 
 def _macs(node: gs.Node, shapes: Shapes) -> int:

@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 # A folded value may add this many bytes to the file beyond the constants that it makes unnecessary. It is
 # meant for shapes and indices; an Expand or a shared weight's transpose stays a node.
 MAX_GROWTH = 4096
-_SECONDS = 5.0  # for one node: a small result may take any number of operations
+_SECONDS = 5.0  # for one node, whose memory is limited too: a small result may take a large detour
 
 _RANDOM = {
     "RandomNormal",

@@ -119,6 +119,8 @@ def obstacle_to_storing(graph: gs.Graph, layer: WeightedLayer) -> str:
         return "the weight is quantized already"
     if str(layer.array().dtype) != "float32":
         return f"its weights are {layer.array().dtype}, not float32"
+    if not layer.finite:
+        return "its weights or biases hold NaN or infinite values"
     root = graph
     if layer.function:
         root = next(function for function in graph.functions if common_graph(function, {id(layer.node)}))

@@ -91,14 +91,16 @@ def unsuitable(layer: WeightedLayer) -> str:
         return "the weight is quantized already"
     if layer.function:
         return f"it lies {layer.place}, whose calls share it (fold can inline functions)"
+    if str(layer.array().dtype) != "float32":
+        return f"its weights are {layer.array().dtype}, not float32"
+    if not layer.finite:
+        return "its weights or biases hold NaN or infinite values"
     if layer.kind == "other":
         return f"ONNX Runtime has no integer kernel for {layer.op} with this weight"
     if layer.kind == "ConvTranspose":
         return "ONNX Runtime has no integer kernel for ConvTranspose"
     if layer.shared:
         return "the weight is shared with another node"
-    if str(layer.array().dtype) != "float32":
-        return f"its weights are {layer.array().dtype}, not float32"
     if is_constant(layer.node.inputs[0]):
         return "its input is constant"
     attributes = layer.node.attrs

@@ -90,6 +90,12 @@ class WeightedLayer:
         assert value is not None
         return value
 
+    @property
+    def finite(self) -> bool:
+        """Whether the weight and the bias are free of NaN and infinite values, which no code of few bits stands for."""
+        arrays = [self.array(), *([] if self.bias is None else [value_of(self.bias)])]
+        return all(array is not None and bool(np.isfinite(array).all()) for array in arrays)
+
     def set_array(self, value: Array) -> None:
         """Replace the weight (same dtype as before, any shape)."""
         assign(self.weight, value.astype(self.array().dtype, copy=False))

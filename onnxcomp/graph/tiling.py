@@ -16,6 +16,8 @@ __all__ = ["nonzero", "operands_of", "salience", "untileable"]
 
 Array = np.ndarray[Any, Any]
 
+_LARGEST = 1e15  # sums of squares are to stay within float32
+
 
 def salience(layer: WeightedLayer) -> Array:
     """|w| summed over the kernel: (outputs, inputs), float32."""
@@ -48,8 +50,10 @@ def untileable(layer: WeightedLayer) -> str | None:
         return "its weight is quantized already"
     if layer.shared:
         return "its weight is shared"
-    if min(layer.shape) == 0 or not np.isfinite(layer.array()).all():
-        return "its weight is empty or not finite"
+    if min(layer.shape) == 0:
+        return "its weight is empty"
+    if not np.abs(layer.array()).max() < _LARGEST:  # NaN is not, either
+        return "its weight holds values that are not finite, or too large to add up"
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -23,19 +24,20 @@ _UNKNOWN_RANKS = (4, 2, 3, 1, 0)
 
 _SECONDS = 3.0  # for all attempts together, more for large models
 _MOST_BYTES = 2**28  # of one input
+_MOST_OUTPUT_BYTES = 2**27  # they are kept, and compared in double precision
 
 
-def synthetic(model: Model, seed: int = 0) -> dict[str, Array]:
+def synthetic(model: Model, seed: int = 0) -> dict[str, Any]:
     """One sample of random feeds that the model runs on.
 
     Free dimensions are tried in turn until ONNX Runtime accepts them: 1 for what looks like a batch, common
     image sizes and sequence lengths elsewhere. Floats are standard normal, integers 0 or 1, so that they are
-    valid as token ids, masks and segment ids.
+    valid as token ids, masks and segment ids. A sequence holds two tensors, a map two entries, an optional has a value.
 
     Nobody vouches for the model yet, so the attempts get little time and memory (see ``runtime.trial``).
 
     Raises:
-        InputError: no combination runs, or not in time, or an input is no tensor; give data instead.
+        InputError: no combination runs, or not in time, or no values of an input's type can be made; give data instead.
     """
     inputs = model_inputs(model)
     where = model.path or "the model"
@@ -50,13 +52,16 @@ def synthetic(model: Model, seed: int = 0) -> dict[str, Array]:
         rng = np.random.default_rng(seed)
         feeds = {entry.name: _values(entry, shape, rng) for entry, shape in zip(inputs, shapes, strict=True)}
         try:
-            trial.run(feeds)
+            outputs = trial.run(feeds)
         except InputError as error:
             last = error
             if trial.over:
                 break
         else:
-            return feeds
+            size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
+            if size <= _MOST_OUTPUT_BYTES:
+                return feeds
+            last = InputError(f"its outputs hold {size / 1e6:,.0f} MB")
     raise InputError(f"{where}: does not run on inputs made up for it ({last}); give data with --data")
 
 
@@ -101,7 +106,16 @@ def _free_dim(
     return length
 
 
-def _values(entry: ModelInput, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _values(entry: ModelInput, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+    if entry.container == "sequence":
+        return [_array(entry, shape, rng) for _ in range(2)]
+    if entry.container == "map":
+        keys: list[Any] = ["a", "b"] if entry.keys == np.dtype(object) else [0, 1]
+        return {key: _array(entry, (), rng).item() for key in keys}
+    return _array(entry, shape, rng)
+
+
+def _array(entry: ModelInput, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if entry.kind == "float":
         return rng.standard_normal(shape).astype(entry.dtype)
     if entry.kind == "int":

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
+from onnxcomp.origins import graph_origin_of
+from onnxcomp.runtime.values import is_float
 
-__all__ = ["ModelInput", "conform", "model_inputs"]
+__all__ = ["ModelInput", "conform", "model_inputs", "require_tensors"]
 
 Array = np.ndarray[Any, Any]
+Container = Literal["tensor", "sequence", "optional", "map"]
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """One input: ``shape`` has an int, a symbol or None for each axis; None when the rank is unknown."""
+    """One input.
+
+    Attributes:
+        name: in the graph.
+        dtype: of its elements; of a map, of its values.
+        shape: an int, a symbol or None for each axis; None when the rank is unknown.
+        container: a list of such tensors is fed to a sequence, a dict to a map, and the tensor or None to an
+            optional.
+        keys: type of the keys of a map.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...] | None
+    container: Container = "tensor"
+    keys: np.dtype[Any] | None = None
 
     def __str__(self) -> str:
+        if self.container != "tensor":
+            return f"a{'n' * (self.container == 'optional')} {self.container} of {self.dtype}"
         if self.shape is None:
             return f"{self.dtype} of any shape"
         return f"{self.dtype} of shape ({', '.join('?' if dim is None else str(dim) for dim in self.shape)})"
@@ -40,19 +57,71 @@ def model_inputs(model: Model) -> list[ModelInput]:
     """The inputs that a caller must feed: graph inputs that no initializer gives a value.
 
     Raises:
-        InputError: an input is no tensor.
+        InputError: an input has no type, or one of which no values can be made (a sequence of sequences, say).
     """
-    inputs = []
-    for tensor in model.graph.inputs:
-        if isinstance(tensor, gs.Constant):
-            continue
-        if tensor.dtype is None or getattr(tensor, "type", "tensor_type") != "tensor_type":
-            raise InputError(
-                f"{model.path or 'the model'}: input {tensor.name} is no tensor; such models are not supported yet"
-            )
+    return [_model_input(model, tensor) for tensor in model.graph.inputs if not isinstance(tensor, gs.Constant)]
+
+
+def require_tensors(inputs: list[ModelInput], where: str) -> None:
+    """Data files hold arrays.
+
+    Raises:
+        InputError: an input of the model is something else.
+    """
+    for entry in inputs:
+        if entry.container != "tensor":
+            raise InputError(f"{where}: input {entry.name!r} is {entry}, which no data can hold; compile without data")
+
+
+def _model_input(model: Model, tensor: gs.Tensor) -> ModelInput:
+    origin = graph_origin_of(model.graph)
+    declared = next((value for value in (origin.inputs if origin else ()) if value.name == tensor.name), None)
+    if declared is None:  # an input that a pass made
         dims = None if tensor.shape is None else tuple(_dim(dim) for dim in tensor.shape)
-        inputs.append(ModelInput(tensor.name, np.dtype(tensor.dtype), dims))
-    return inputs
+        return ModelInput(tensor.name, np.dtype(tensor.dtype), dims)
+    found = _of_type(tensor.name, declared.type)
+    if found is None:
+        kind = declared.type.WhichOneof("value") or "nothing"
+        raise InputError(
+            f"{model.path or 'the model'}: input {tensor.name!r} is declared as {kind.removesuffix('_type')} of a type "
+            "that cannot be fed; export the model with tensors as inputs"
+        )
+    return found
+
+
+def _of_type(name: str, kind: onnx.TypeProto) -> ModelInput | None:
+    """None where no values of the type can be made."""
+    which = kind.WhichOneof("value")
+    if which == "tensor_type":
+        return _tensor(name, kind.tensor_type)
+    if which == "map_type":
+        keys, values = _numpy_type(kind.map_type.key_type), _of_type(name, kind.map_type.value_type)
+        single = keys is not None and values is not None and values.container == "tensor"
+        return ModelInput(name, values.dtype, (), "map", keys) if values is not None and single else None
+    if which == "sequence_type":
+        inner = _of_type(name, kind.sequence_type.elem_type)
+        return replace(inner, container="sequence") if inner is not None and inner.container == "tensor" else None
+    if which == "optional_type":
+        inner = _of_type(name, kind.optional_type.elem_type)  # its values may be fed as they are
+        return replace(inner, container="optional") if inner is not None and inner.container == "tensor" else inner
+    return None
+
+
+def _tensor(name: str, kind: onnx.TypeProto.Tensor) -> ModelInput | None:
+    dtype = _numpy_type(kind.elem_type)
+    if dtype is None:
+        return None
+    if not kind.HasField("shape"):
+        return ModelInput(name, dtype, None)
+    dims = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim)
+    return ModelInput(name, dtype, tuple(map(_dim, dims)))
+
+
+def _numpy_type(element: int) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element))
+    except KeyError:
+        return None
 
 
 def conform(array: Array, wanted: ModelInput, where: str) -> Array:
@@ -131,9 +200,9 @@ def _cast(array: Array, wanted: ModelInput, where: str) -> Array:
 
 
 def _kind(dtype: np.dtype[Any]) -> str:
-    if dtype.kind in "iu":
+    if dtype.kind in "iu" or dtype.name.strip("u").startswith("int"):  # ml_dtypes are of kind V
         return "int"
-    if dtype.kind == "f" or "float" in dtype.name:  # ml_dtypes are of kind V
+    if is_float(dtype):
         return "float"
     return {"b": "bool", "U": "string", "S": "string", "O": "string"}.get(dtype.kind, dtype.name)
 

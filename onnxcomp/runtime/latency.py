@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from onnxcomp.model import Model
 from onnxcomp.runtime.session import Feeds, Loadable, create, run
+from onnxcomp.runtime.values import prepared
 from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["LatencyComparison", "compare", "measure"]
@@ -83,12 +84,12 @@ def measure(model: Loadable, feeds: Feeds, threads: int = 1, seconds: float = 0.
         InputError: the model does not load, or does not run on the feeds.
     """
     session = create(model, threads=threads)
-    feeds = dict(feeds)
-    repeats = max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup)))
+    call = _call(session, feeds)
+    repeats = max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(call, warmup)))
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
-        times.append(_time(session, feeds, repeats))
+        times.append(_time(call, repeats))
     return float(np.median(times) * 1e3)
 
 
@@ -99,12 +100,12 @@ def _in_turn(
     # Threads that spin after one session's run would take the cores of the other's.
     config = {"session.force_spinning_stop": "1"}
     sessions = [create(model, threads=threads, config=config) for model in models]
-    feeds = dict(feeds)
-    repeats = [max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(session, feeds, warmup))) for session in sessions]
+    calls = [_call(session, feeds) for session in sessions]
+    repeats = [max(1, math.ceil(_SHORTEST_TIMING_S / _warm_up(call, warmup))) for call in calls]
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(times) < _LEAST_PAIRS or (time.perf_counter() < end and len(times) < _MOST_PAIRS):
-        first, second = (_time(s, feeds, n) for s, n in zip(sessions, repeats, strict=True))
+        first, second = (_time(call, n) for call, n in zip(calls, repeats, strict=True))
         times.append((first, second))
     return times
 
@@ -114,10 +115,9 @@ def _one_after_the_other(models: Sequence[Loadable], feeds: Feeds, threads: int)
     times: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):
         for model, spent in zip(models, times, strict=True):
-            session = create(model, threads=threads)
-            run(session, feeds)
-            spent += [_time(session, dict(feeds), 1) for _ in range(_LEAST_PAIRS)]
-            del session
+            call = _call(create(model, threads=threads), feeds)
+            spent += [_time(call, 1) for _ in range(_LEAST_PAIRS)]
+            del call  # with its session
     return list(zip(*times, strict=True))
 
 
@@ -125,18 +125,22 @@ def _is_large(model: Loadable) -> bool:
     return isinstance(model, Model | Skeleton) and model.is_large
 
 
-def _warm_up(session: ort.InferenceSession, feeds: dict[str, Any], seconds: float) -> float:
-    """Run for a while; returns the seconds of the last run."""
+def _call(session: ort.InferenceSession, feeds: Feeds) -> Callable[[], Any]:
     run(session, feeds)  # the one run whose failure is explained
+    return prepared(session, [output.name for output in session.get_outputs()], feeds)
+
+
+def _warm_up(call: Callable[[], Any], seconds: float) -> float:
+    """Run for a while; returns the seconds of the last run."""
     end = time.perf_counter() + seconds
     while True:
-        spent = _time(session, feeds, 1)
+        spent = _time(call, 1)
         if time.perf_counter() >= end:
             return max(spent, 1e-7)
 
 
-def _time(session: ort.InferenceSession, feeds: dict[str, Any], repeats: int) -> float:
+def _time(call: Callable[[], Any], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
-        session.run(None, feeds)
+        call()
     return (time.perf_counter() - start) / repeats

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from onnxcomp.errors import InputError, SessionError
 from onnxcomp.model import Model, one_line
+from onnxcomp.runtime.values import run_session
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import Skeleton
@@ -42,6 +43,7 @@ def create(
     optimize: bool = True,
     providers: Iterable[str] = ("CPUExecutionProvider",),
     config: Mapping[str, str] | None = None,
+    shapes_first: bool = False,
 ) -> ort.InferenceSession:
     """A session that runs ``model``.
 
@@ -51,11 +53,14 @@ def create(
         optimize: let ONNX Runtime rewrite the graph, as a deployment would.
         providers: execution providers in order of preference.
         config: further session configuration entries of ONNX Runtime.
+        shapes_first: run every Shape as soon as it can be, so that nothing stays in memory for its sake.
 
     Raises:
         SessionError: ONNX Runtime refuses the model; the message holds its reason.
     """
     options = _options(threads, optimize, config or {})
+    if shapes_first:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     path = model.path if isinstance(model, Model) else None
     try:
         return open_session(model, options, providers)
@@ -104,7 +109,7 @@ def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None
     options = ort.RunOptions()
     options.log_severity_level = _FATAL
     try:
-        values = session.run(wanted, dict(feeds), options)
+        values = run_session(session, wanted, feeds, options)
     except Exception as error:  # as above
         raise SessionError(f"ONNX Runtime cannot run the model: {reason(error)}") from None
     return dict(zip(wanted, values, strict=True))

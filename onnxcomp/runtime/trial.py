@@ -20,6 +20,7 @@ from onnxcomp.codec import nested_graphs
 from onnxcomp.errors import SessionError
 from onnxcomp.model import Model
 from onnxcomp.runtime.session import Feeds, create, reason
+from onnxcomp.runtime.values import run_session
 
 __all__ = ["MEMORY", "Trial"]
 
@@ -77,7 +78,7 @@ class Trial:
         timer.daemon = True
         timer.start()
         try:
-            values = self._session.run(names, dict(feeds), options)
+            values = run_session(self._session, names, feeds, options)
         except Exception as error:  # the binding raises a dozen classes that share no base
             raise SessionError(f"ONNX Runtime cannot run the model: {self._reason(error)}") from None
         finally:
