@@ -85,7 +85,7 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
         "holds 1 bytes where its dimensions .3,. take 12",
     ),
     "no data": (lambda p: weight(p).ClearField("raw_data"), "holds 0 values where its dimensions .3,. take 3"),
-    "a type that does not exist": (lambda p: setattr(weight(p), "data_type", 77), "'b' has the type 77, which does"),
+    "a type that does not exist": (lambda p: setattr(weight(p), "data_type", 77), "'b' has the type 77, which onnx"),
     "segments": (lambda p: setattr(weight(p).segment, "begin", 1), "'b' is stored in segments"),
     "a sparse tensor of petabytes": (
         lambda p: p.graph.sparse_initializer.append(
