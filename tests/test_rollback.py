@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
@@ -144,8 +146,9 @@ def test_restore_undoes_any_edits(feature: str, edits: list[tuple[Edit, int]]) -
     before = model.serialize()
     state = model.checkpoint()
     for _ in range(2):  # a state may be restored again
-        for edit, number in edits:
-            edit(model.graph, number)
+        with suppress(OnnxGraphSurgeonException):  # what one edit leaves, another may stumble over: passes do fail
+            for edit, number in edits:
+                edit(model.graph, number)
         state.restore()
         assert not state.changed()
         assert model.serialize() == before
