@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnxruntime
+
 from onnxcomp.compiler import compress, prepare_samples
 from onnxcomp.data import Dataset
 from onnxcomp.destinations import check_spared, check_writable
@@ -22,6 +24,7 @@ from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass
 from onnxcomp.pipeline import Pipeline, recipe_names
+from onnxcomp.printable import printable
 from onnxcomp.registry import pass_class, pass_names
 from onnxcomp.report.console import Page, progress_bars
 from onnxcomp.report.inspection import inspect, print_inspection
@@ -33,7 +36,17 @@ from onnxcomp.reproduce import replay
 from onnxcomp.runtime.target import Target
 from onnxcomp.runtime.timings import TimingTable
 
-__all__ = ["Request", "compress_model", "inspect_model", "replay_failure", "show_passes", "show_plan"]
+__all__ = [
+    "Request",
+    "compress_model",
+    "inspect_model",
+    "replay_failure",
+    "show_passes",
+    "show_plan",
+    "silence_runtime",
+]
+
+_FATAL = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,11 @@ class _Job:
     def is_required(self, passed: Pass) -> bool:
         """Whether the user did not ask for the pass: another one requires it."""
         return passed.name not in {asked.name for asked in self.pipeline.passes}
+
+
+def silence_runtime() -> None:
+    """Keep ONNX Runtime's log off stderr: what matters of it is raised as well."""
+    onnxruntime.set_default_logger_severity(_FATAL)
 
 
 def compress_model(request: Request) -> int:
@@ -275,12 +293,12 @@ def _conclude(request: Request, report: Report) -> int:
     """Warnings, and a sentence for each pass that failed, on stderr; the exit code."""
     if not request.quiet:
         for warning in report.warnings:
-            sys.stderr.write(f"onnxcomp: warning: {warning}\n")
+            sys.stderr.write(f"onnxcomp: warning: {printable(warning)}\n")
     for failed in report.failed_passes:
         place = failed.verification.reproducer
         again = f"; to repeat it: onnxcomp --replay {place}" if place else ""
         sys.stderr.write(
-            f"onnxcomp: error: {failed.name} was undone: {failed.verification.error}; "
+            f"onnxcomp: error: {failed.name} was undone: {printable(str(failed.verification.error))}; "
             f"{request.destination} is the model without it{again}\n"
         )
     return 0 if report.succeeded else 3

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from onnxcomp.errors import OnnxcompError, UsageError
+from onnxcomp.printable import printable
 
 if TYPE_CHECKING:  # imported where needed: --help must not wait for ONNX Runtime
     from onnxcomp.actions import Request
@@ -153,6 +154,7 @@ def _command(
         return 0
     from onnxcomp import actions
 
+    actions.silence_runtime()
     if passes:
         return actions.show_passes(None if model is None else str(model))
     if replay is not None:
@@ -226,7 +228,7 @@ def _interrupt(_signal: int, _frame: Any) -> NoReturn:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"onnxcomp: error: {message}\n")
+    sys.stderr.write(f"onnxcomp: error: {printable(message)}\n")
     return code
 
 

@@ -48,7 +48,6 @@ def import_model(proto: onnx.ModelProto, table: Table) -> tuple[gs.Graph, onnx.M
     aside.attach(graph)
     vars(graph)["ir_as_imported"] = proto.ir_version
     for tensor in constants(graph):
-        tensor.data_location = None  # graphsurgeon would keep it when the value is another
         if isinstance(tensor._values.tensor, onnx.TensorProto) and is_reference(tensor._values.tensor):
             tensor._values = Mapped(tensor._values.tensor, table[referred(tensor._values.tensor)])
     return graph, header
@@ -99,8 +98,8 @@ def _free_initializers(exported: onnx.ModelProto) -> None:
 def _encoded(graph: gs.Graph, table: Table, payloads: list[Payload]) -> Iterator[None]:
     """Constants that graphsurgeon would copy or write wrongly stand encoded while it writes.
 
-    Among them are those whose message two constants share: it writes their names into it. It does not write that of
-    a sparse one.
+    It has no encoding for strings and types under a byte and a wrong one for a float8 type, it writes the name
+    of a constant into the message of its value, which two constants may share, and not the name of a sparse one.
     """
     swapped: list[tuple[gs.Constant, Any]] = []
     owners: dict[int, gs.Constant] = {}

@@ -122,7 +122,8 @@ def compress(
     before = evaluator.evaluate(original)
     recorder, measure = Recorder(original, samples.probe, target), Measure(evaluator, before, max_drop)
     hooks: list[Hook] = [] if reproducer_dir is None else [Reproducer(Path(reproducer_dir), samples.evaluation)]
-    hooks += [recorder, measure, Verify(original, [samples.probe]), Timing()]
+    verify = Verify(original, [samples.probe])
+    hooks += [recorder, measure, verify, Timing()]
     ctx = Context(
         target=target, data=samples.calibration, seed=seed, original=original, progress=progress, timings=table
     )
@@ -148,7 +149,7 @@ def compress(
         passes=[_pass_report(record) for record in records],
         timings=[schema.Timing(**entry.describe()) for entry in table.used],
         result=_result(recorder, work, measure.latest, records, max_drop, output),
-        warnings=[*ctx.warnings, *_warnings(samples, table)],
+        warnings=[*ctx.warnings, *verify.doubts, *_warnings(samples, table)],
     )
     if output is not None:
         work.save(output)  # last: it may replace the original, and an interruption before it leaves no trace

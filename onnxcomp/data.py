@@ -14,13 +14,15 @@ import numpy as np
 from onnxcomp.arrays import ArraySource, Column, read_npz
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
-from onnxcomp.runtime import session as runtime
 from onnxcomp.runtime.inputs import Array, model_inputs, require_tensors
+from onnxcomp.runtime.trial import Trial
 from onnxcomp.sources import LABELS, FeedSource, FolderSource, FunctionSource, Source
 
 __all__ = ["Dataset"]
 
 MAX_BATCH = 32
+
+_SECONDS = 60.0  # for a few first runs, more for large models: the samples are the user's, so slow ones are meant
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -201,23 +203,25 @@ def _batches(dataset: Dataset, model: Model) -> bool:
 
     The first two samples are fed together and apart: a first axis may be open and still be no batch axis.
     """
-    session = runtime.create(model, optimize=False)
+    trial = Trial(model, _SECONDS, limited=False)
     pair = dataset.take(2 * dataset._source.rows)
     if pair.batches > 1 or len(pair._units) == 1:
-        _run(session, dataset, dataset.sample(), model)
+        _run(trial, dataset, dataset.sample(), model)
         return False
     apart = Dataset(dataset._source, pair._units, None, 1)
-    singles = [_run(session, dataset, feeds, model) for feeds in apart.feeds()]
+    singles = [_run(trial, dataset, feeds, model) for feeds in apart.feeds()]
     try:
-        together = runtime.run(session, next(pair.feeds()))
+        together = trial.run(next(pair.feeds()))
     except InputError:
+        if trial.over:
+            raise
         return False
     return all(_joins([single[name] for single in singles], value) for name, value in together.items())
 
 
-def _run(session: Any, dataset: Dataset, feeds: dict[str, Array], model: Model) -> dict[str, Any]:
+def _run(trial: Trial, dataset: Dataset, feeds: dict[str, Array], model: Model) -> dict[str, Any]:
     try:
-        return runtime.run(session, feeds)
+        return trial.run(feeds)
     except InputError as error:
         where = model.path or "the model"
         raise InputError(f"{where}: does not run on a sample of {dataset._source.name} ({error}); check both") from None

@@ -19,6 +19,7 @@ from onnxcomp.manager import CheckRecord, Step
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime import session as runtime
 from onnxcomp.runtime.values import is_float
+from onnxcomp.validation import quoted
 
 __all__ = ["EXACT_TOLERANCE", "Measure", "Timing", "Verify"]
 
@@ -57,6 +58,15 @@ class Verify:
         self._interface = _interface(original)
         self._outputs = _run(original, probes)
         self._invalid = _checker_says(original)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What the original's own outputs leave open, for the user."""
+        undefined = {name for outputs in self._outputs for name, value in outputs.items() if _holds_nan(value)}
+        return [
+            f"the model's own output {quoted(name)} holds NaN: no figure counts these values"
+            for name in sorted(undefined)
+        ]
 
     @contextmanager
     def around(self, step: Step) -> Iterator[None]:
@@ -224,6 +234,10 @@ def _same_kind(step: str, name: str, reference: Any, candidate: Any) -> None:
         raise VerificationError(f"{step} changed output {name!r} from {reference.dtype} to {candidate.dtype}")
     if is_float(reference.dtype) and np.any(np.isfinite(reference) & ~np.isfinite(candidate)):
         raise VerificationError(f"{step} made values of output {name!r} infinite or NaN")
+
+
+def _holds_nan(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and bool(np.isnan(value).any())
 
 
 def _relative_error(reference: Any, candidate: Any) -> float:

@@ -15,6 +15,7 @@ from onnxcomp.storage.mapped import Table
 from onnxcomp.storage.reader import external_tensors, read, split
 from onnxcomp.storage.skeleton import Skeleton
 from onnxcomp.storage.writer import LIMIT, save
+from onnxcomp.validation import check_structure
 
 __all__ = ["Model", "one_line"]
 
@@ -52,6 +53,7 @@ class Model:
         skeleton, external = read(path)
         if not skeleton.proto.graph.node and not skeleton.proto.graph.output:
             raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
+        check_structure(skeleton.proto, path)
         return cls._adopt(skeleton, path, external)
 
     @classmethod
@@ -63,6 +65,7 @@ class Model:
         """
         if any(external_tensors(proto)):
             raise InputError("the model's weights are in other files; read it with Model.load(path)")
+        check_structure(proto)
         return cls._adopt(split(proto), None, external=False)
 
     @classmethod

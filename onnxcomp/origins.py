@@ -18,7 +18,6 @@ from onnxcomp.messages import copied, name_of, shell
 from onnxcomp.refusals import (
     known_element_type,
     refuse_capture,
-    refuse_duplicates,
     refuse_external,
     refuse_graph,
 )
@@ -227,12 +226,15 @@ def tag_graphs(graphs: Sequence[gs.Graph], origins: Sequence[GraphOrigin]) -> No
         origin.states.update((name, state_of(tensor)) for name, tensor in graph.tensors().items())
         origin.names.update(tensor_names(graph))
         own = set(origin.initializer_order)
+        sparse = {name_of(message) for message in origin.unused if isinstance(message, onnx.SparseTensorProto)}
         reached = {tensor.name for tensor in graph.outputs}
         for tensor in _tensors_read(graph):
             if not isinstance(tensor, gs.Constant) or tensor.name not in own:
                 continue
             if vars(tensor).setdefault(_HOME, origin) is origin:
                 reached.add(tensor.name)
+                if tensor.data_location == onnx.TensorProto.DEFAULT and tensor.name in sparse:
+                    tensor.data_location = None  # graphsurgeon says so of a sparse one though its file does not
         origin.unused[:] = [message for message in origin.unused if name_of(message) not in reached]
 
 
@@ -274,7 +276,6 @@ def take_attributes(attributes: Any, owner: str, defaults: bool = False) -> Attr
     Args:
         defaults: whether they are the default values of a function's attributes.
     """
-    refuse_duplicates([attribute.name for attribute in attributes], owner, "attributes")
     messages: list[onnx.AttributeProto] = []
     aside: set[str] = set()
     for index in reversed(range(len(attributes))):

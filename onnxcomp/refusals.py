@@ -6,7 +6,7 @@ model to somebody.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -15,12 +15,10 @@ from onnx.external_data_helper import uses_external_data
 
 from onnxcomp.errors import InputError
 from onnxcomp.messages import name_of
-from onnxcomp.storage.skeleton import is_reference
 
 __all__ = [
     "known_element_type",
     "refuse_capture",
-    "refuse_duplicates",
     "refuse_external",
     "refuse_graph",
     "refuse_unreadable_names",
@@ -35,33 +33,21 @@ def known_element_type(element_type: int) -> bool:
 
 
 def refuse_graph(graph: onnx.GraphProto) -> None:
-    """Names that stand for two things or for none, and tensors whose values cannot be read.
+    """Initializers and inputs without a name, and sparse initializers whose data are elsewhere.
 
     Raises:
         InputError: it has such.
     """
-    where = f"the graph {graph.name!r}"
-    tensors: list[Any] = [*graph.initializer, *graph.sparse_initializer]
-    for what, names in (
-        ("initializer", [name_of(tensor) for tensor in tensors]),
-        ("input", [value.name for value in graph.input]),
+    for what, items in (
+        ("initializer", [*graph.initializer, *graph.sparse_initializer]),
+        ("input", list(graph.input)),
     ):
-        if "" in names:
-            raise InputError(f"{where} has an {what} without a name, which nothing can refer to; name or remove it")
-        refuse_duplicates(names, where, f"{what}s")
+        if any(not name_of(item) for item in items):
+            raise InputError(
+                f"the graph {graph.name!r} has an {what} without a name, which nothing can refer to; name or remove it"
+            )
     for tensor in graph.sparse_initializer:
         refuse_external(tensor, f"the sparse initializer {tensor.values.name!r}")
-    for dense in (*graph.initializer, *(tensor.values for tensor in graph.sparse_initializer)):
-        if not known_element_type(dense.data_type):
-            raise InputError(
-                f"the initializer {dense.name!r} has the element type {dense.data_type}, "
-                f"which onnx {onnx.__version__} does not know; install a newer onnx, or export the model again"
-            )
-        if dense.HasField("segment"):
-            raise InputError(
-                f"the initializer {dense.name!r} is stored in segments, which ONNX Runtime cannot read; "
-                "export the model again"
-            )
 
 
 def refuse_unreadable_names(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
@@ -90,19 +76,6 @@ def _all_names(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
-def refuse_duplicates(names: Sequence[str], where: str, what: str) -> None:
-    """Two things of one name.
-
-    Raises:
-        InputError: there are such.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InputError(f"{where} has two {what} named {name!r}, and which one counts is undefined; remove one")
-        seen.add(name)
-
-
 def refuse_external(message: Message, where: str) -> None:
     """External data where ``Model.load`` does not look for it, which a copy elsewhere could not find.
 
@@ -110,8 +83,11 @@ def refuse_external(message: Message, where: str) -> None:
         InputError: a tensor in the message has external data.
     """
     for tensor in _tensors(message):
-        if uses_external_data(tensor) and not is_reference(tensor):
-            raise InputError(f"{where} has its data in another file, where it is not looked for; store it in the model")
+        if uses_external_data(tensor):
+            raise InputError(
+                f"{where} has its data in another file, which only initializers and tensor attributes may have here; "
+                "store it in the model"
+            )
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:

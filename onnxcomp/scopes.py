@@ -11,7 +11,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnxcomp.messages import name_of
 
-__all__ = ["nested_graphs", "unhide_initializers"]
+__all__ = ["all_graphs", "nested_graphs", "unhide_initializers"]
 
 
 def nested_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
@@ -21,6 +21,12 @@ def nested_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
         for attribute in node.attrs.values():
             if isinstance(attribute, gs.Graph):
                 yield from nested_graphs(attribute)
+
+
+def all_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """The graph and its bodies, and then each model-local function and its bodies."""
+    for root in (graph, *graph.functions):
+        yield from nested_graphs(root)
 
 
 def unhide_initializers(graphs: Iterable[gs.Graph], protos: Iterable[onnx.GraphProto]) -> None:

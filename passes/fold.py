@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
+from pydantic import Field
 
 from onnxcomp.codec import nested_graphs
 from onnxcomp.context import Context
@@ -16,6 +17,7 @@ from onnxcomp.graph.activations import recognize_hard_sigmoids
 from onnxcomp.graph.constants import is_constant
 from onnxcomp.graph.folding import evaluate_constants, fold_static_shapes, lift_constants
 from onnxcomp.graph.inferred import infer_types
+from onnxcomp.graph.inlining import inline_functions
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.noops import remove_noops
 from onnxcomp.model import Model
@@ -46,8 +48,8 @@ class Fold(Pass):
        in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
        Not when ONNX Runtime refuses a branch of an If whose condition follows from such dimensions.
     4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
-       bias of the Conv, ConvTranspose or Gemm before them. Not when that layer's output is read elsewhere or
-       is a graph output, when its weight is shared or in half precision, or after a MatMul.
+       bias of the Conv, ConvTranspose or Gemm before them, in bodies too. Not when that layer's output is read
+       elsewhere or is a graph output, when its weight is shared or in half precision, or after a MatMul.
        Mul by one constant, or one per channel, moves into the layers behind it in the same way, and so does
        Add into a Conv without padding; between a Mul and a padded Conv the Add stays and is divided.
     5. ``Identity``, ``Dropout`` at inference, a ``Cast`` to the same type, an identity ``Transpose`` and a
@@ -55,11 +57,15 @@ class Fold(Pass):
        outputs survive.
     6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
     7. Nodes that no output depends on go, and initializers that nothing reads; graph inputs stay.
+    8. With ``inline_functions``, calls of model-local functions are replaced by what the functions do before all
+       this: then every pass sees their layers. A function that is called n times leaves n copies of its weights.
     """
 
     name: ClassVar[str] = "fold"
     stage: ClassVar[Stage] = Stage.FOLD
     exact: ClassVar[bool] = True
+
+    inline_functions: bool = Field(False, description="replace calls of model-local functions by what these do")
 
     def run(self, model: Model, ctx: Context) -> None:
         state, logged, conditions = model.checkpoint(), len(ctx.decisions), _computed_conditions(model.graph)
@@ -73,6 +79,11 @@ class Fold(Pass):
     def _fold(self, model: Model, ctx: Context, shapes: bool) -> None:
         """Apply the rules until nothing changes; rule 3 only where ``shapes`` says so."""
         graph = model.graph
+        if self.inline_functions:
+            replaced = [layer for layer in weighted_layers(model) if layer.function]
+            inline_functions(model)
+            for layer in replaced:
+                ctx.act(layer, "inlined", f"{layer.function} stands where it was called")
         lifted: set[int] = set()
         computed: set[int] = set()
         absorbed: list[Absorbed] = []

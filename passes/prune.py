@@ -216,7 +216,7 @@ class _Pruning:
 
     def _reason(self, layer: WeightedLayer, groups: Sequence[Group]) -> str:
         if layer.nested:
-            return "it is inside a control flow body"
+            return f"it lies {layer.place}, where channels are not followed"
         if layer.shared or layer.quantized:
             return f"its weight is {'shared' if layer.shared else 'quantized'}"
         if not groups:

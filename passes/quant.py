@@ -10,7 +10,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from onnxcomp.codec import nested_graphs
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
@@ -19,9 +18,9 @@ from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.int8_forms import FormWriter, is_table, read_in_one_graph
-from onnxcomp.graph.integer_plan import make_plan, unsuitable
-from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plan
+from onnxcomp.graph.int8_forms import FormWriter, is_table, obstacle_to_storing
+from onnxcomp.graph.integer_plan import make_plans, unsuitable
+from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.linalg import ranges
@@ -31,6 +30,7 @@ from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
+from onnxcomp.scopes import all_graphs
 from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Quant"]
@@ -71,9 +71,13 @@ class Quant(Pass):
     - **stored**: a layer without an integer kernel keeps an int8 weight that ONNX Runtime restores when it
       loads the model: a quarter of the file, the speed of float.
 
+    Layers inside the bodies of If, Loop and Scan get these forms too; the values there are observed like all
+    others. A layer in a branch that no calibration sample takes is stored. So are the weights of model-local
+    functions, and once for all its readers a weight that several layers share.
+
     What happens besides:
 
-    1. The optimized graph is inspected. A layer for which no integer kernel appears goes back to float.
+    1. The optimized graph is inspected. A layer for which no integer kernel appears is stored.
     2. The layers that hurt most go back to float too, until the SQNR of the outputs on calibration samples
        is 6 dB or more.
     3. Where the target is this machine and the model with integer kernels is measured to be slower than
@@ -119,8 +123,9 @@ class Quant(Pass):
         if division == _Division():
             return
         before = model.skeleton().size
-        upgrade_opset(model, OPSET)
-        split_hard_swishes(model.graph)
+        if division.static or division.dynamic or division.tables:
+            upgrade_opset(model, OPSET)
+            split_hard_swishes(model.graph)
         work.write(division)
         if model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
@@ -159,13 +164,14 @@ class _Quantization:
         self.ctx = ctx
         self.layers = layers
         self.careful = ctx.target.int8_saturates
-        self.calibration = Calibration({}, {})
+        self.calibration = Calibration()
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
     def write(self, division: _Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
             self.calibration = self._calibrate(division)
+            self._leave_unseen(division)
             measured = spread(self.data, _MEASURED_SAMPLES)
             self.evaluator = Evaluator(self.model.copy(), measured, metric_named("sqnr"))
         writer = FormWriter(self.model.graph)
@@ -176,7 +182,8 @@ class _Quantization:
         self._write_stored(writer, division.stored)
         writer.finish()
         if division.static and not self._write_static(division.static):
-            self._store_instead(division.static)
+            reason = "the model was measured to be slower with integer kernels on this machine"
+            self._store_instead(division.static, reason)
         kernels = self._kernels(dynamic)
         for layer in division.dynamic:
             reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
@@ -194,10 +201,13 @@ class _Quantization:
         if self.options.mode == "auto" and 2 * matmuls > total:
             dynamic.add("MatMul")
         no_range = "mode is dynamic" if self.data is not None else "there is no calibration data"
+        kept = {id(layer.weight) for layer in self.layers if layer.name in self.options.keep}
         for layer in self.layers:
             reason = unsuitable(layer)
             if layer.name in self.options.keep:
                 self.ctx.skip(layer, "kept in float, as option keep asks")
+            elif id(layer.weight) in kept:
+                self.ctx.skip(layer, "its weight is also that of a layer that option keep names")
             elif is_table(layer) and _is_storable(self.model.graph, layer):
                 division.tables.append(layer)
             elif reason and not _is_storable(self.model.graph, layer):
@@ -215,21 +225,37 @@ class _Quantization:
         return division
 
     def _calibrate(self, division: _Division) -> Calibration:
-        plan = make_plan(self.model.graph, division.static)
-        axes = {
-            layer.node.inputs[0].name: 1 if layer.kind == "Conv" else -1
-            for layer in (*division.static, *division.dynamic)
-        }
+        plans = make_plans(self.model.graph, division.static)
+        channels = [
+            (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
+        ]
         assert self.data is not None
-        names = [tensor.name for tensor in plan.tensors if id(tensor) not in plan.gates]
-        return calibrate(self.model, self.data, names, axes, self.ctx.progress)
+        tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
+        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress)
+
+    def _leave_unseen(self, division: _Division) -> None:
+        """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
+        unseen = {
+            site.layer.name
+            for plan in make_plans(self.model.graph, division.static)
+            for site in plan.sites
+            if not all(self.calibration.seen(root) for root in plan.roots_around(site))
+        }
+        without_range = [layer for layer in division.static if layer.name in unseen]
+        division.static = [layer for layer in division.static if layer.name not in unseen]
+        reason = "no calibration sample shows the values in its body"
+        for layer in without_range:
+            if _is_storable(self.model.graph, layer):
+                division.stored.append((layer, reason))
+            else:
+                self.ctx.skip(layer, reason)
 
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------
 
     def _write_dynamic(self, writer: FormWriter, layer: WeightedLayer) -> Written:
         rows = layer.matrix()[0]
         weights = quantize_weights(rows, self.careful)
-        means = self.calibration.means.get(layer.node.inputs[0].name)
+        means = self.calibration.means.get(id(layer.node.inputs[0]))
         shift = np.zeros(len(rows)) if means is None else -mean_output_error(layer, weights, means)
         bias = None
         if layer.kind == "MatMul":
@@ -257,12 +283,13 @@ class _Quantization:
         self.state = self.model.checkpoint()
         logged, before = len(self.ctx.decisions), self.model.skeleton()
         methods = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
-        layers = self._drop_unfused(layers, methods[0])
+        wanted, layers = layers, self._drop_unfused(layers, methods[0])
+        fused = {layer.name for layer in layers}
         results = {method: self._sqnr(layers, method) for method in methods}
         method = max(methods, key=lambda item: results[item])
         layers = self._protect(layers, method, results[method])
         written = self._build(layers, method)
-        if self._is_slower(before):
+        if layers and self._is_slower(before):
             self.state.restore()
             del self.ctx.decisions[logged:]
             return False
@@ -270,6 +297,8 @@ class _Quantization:
         for layer in layers:
             reason = f"8-bit weights and activations ({method} ranges); integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
+        unfused = [layer for layer in wanted if layer.name not in fused]
+        self._store_instead(unfused, "ONNX Runtime does not fuse an integer kernel here")
         return True
 
     def _is_slower(self, before: Skeleton) -> bool:
@@ -282,9 +311,8 @@ class _Quantization:
         measured = self.ctx.timings.compare(what, before, after, self.data.sample(), target.threads)
         return measured is not None and measured.ratio < _LEAST_SPEED
 
-    def _store_instead(self, layers: list[WeightedLayer]) -> None:
-        """Keep 8-bit weights for layers whose integer kernels do not pay."""
-        reason = "the model was measured to be slower with integer kernels on this machine"
+    def _store_instead(self, layers: list[WeightedLayer], reason: str) -> None:
+        """Keep 8-bit weights for layers that have no integer kernels, or none that pay."""
         writer = FormWriter(self.model.graph)
         for layer in layers:
             if _is_storable(self.model.graph, layer):
@@ -296,20 +324,19 @@ class _Quantization:
     def _build(self, layers: list[WeightedLayer], method: ranges.Method) -> dict[str, Written]:
         """Quantize exactly these layers."""
         self.state.restore()
-        plan = make_plan(self.model.graph, layers)
-        grids = {root.name: self.calibration.grid(root.name, method) for root in plan.distinct_roots()}
-        return write_plan(self.model.graph, plan, grids, self.calibration.means, self.careful)
+        plans = make_plans(self.model.graph, layers)
+        roots = [root for plan in plans for root in plan.distinct_roots()]
+        grids = {id(root): self.calibration.grid(root, method) for root in roots}
+        return write_plans(self.model.graph, plans, grids, self.calibration.means, self.careful)
 
     def _drop_unfused(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
         """Only the layers for which ONNX Runtime makes an integer kernel; dropping one may unfuse another."""
         while layers:
             kernels = self._kernels(self._build(layers, method))
-            unfused = [layer for layer in layers if not kernels[layer.name]]
-            if not unfused:
-                return layers
-            for layer in unfused:
-                self.ctx.skip(layer, "ONNX Runtime does not fuse an integer kernel here")
-            layers = [layer for layer in layers if kernels[layer.name]]
+            fused = [layer for layer in layers if kernels[layer.name]]
+            if len(fused) == len(layers):
+                break
+            layers = fused
         return layers
 
     def _kernels(self, written: dict[str, Written]) -> dict[str, str]:
@@ -355,15 +382,11 @@ class _Quantization:
 
     def _suspects(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
         """The layers whose activations lose most by rounding."""
-        plan = make_plan(self._restored().graph, layers)
-        lost = {}
-        for site in plan.sites:
-            name = plan.roots[id(site.source)].name
-            histogram = self.calibration.histograms[name]
-            scale, zero = self.calibration.grid(name, method)
-            bounds = -zero * scale, (255 - zero) * scale
-            signal, noise = ranges.quantization_noise(histogram.counts, histogram.edges, *bounds)
-            lost[site.layer.name] = noise / signal if signal else 0.0
+        lost: dict[str, float] = {}
+        for plan in make_plans(self._restored().graph, layers):
+            for site in plan.sites:
+                root = plan.roots[id(site.source)]
+                lost[site.layer.name] = 0.0 if id(root) in plan.gates else self.calibration.noise(root, method)
         return sorted(layers, key=lambda layer: -lost[layer.name])[:_SUSPECTS]
 
     def _restored(self) -> Model:
@@ -372,14 +395,12 @@ class _Quantization:
 
 
 def _is_quantized(model: Model) -> bool:
-    return any(node.op in _QUANTIZED_OPS for graph in nested_graphs(model.graph) for node in graph.nodes)
+    return any(node.op in _QUANTIZED_OPS for graph in all_graphs(model.graph) for node in graph.nodes)
 
 
 def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
     """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
-    if layer.quantized or int(np.prod(layer.shape)) < _LEAST_STORED:
-        return False
-    return str(layer.array().dtype) == "float32" and layer.finite and read_in_one_graph(graph, layer)
+    return int(np.prod(layer.shape)) >= _LEAST_STORED and not obstacle_to_storing(graph, layer)
 
 
 def _limited(written: Written) -> str:

@@ -204,3 +204,185 @@ def _block(draw: st.DrawFn, net: Net, x: str, block: str, activations: Sequence[
         net.channels[f"{first}.1"] = size - half
         return net.concat(net.conv(first, width), net.activation(f"{first}.1", act))
     return net.conv(x, width)
+
+
+# -- networks with bodies --------------------------------------------------------------------------------------
+
+Statement = tuple[Any, ...]
+"""("dense",), ("if", then statements, else statements), ("loop", trips, statements), ("scan", statements)."""
+
+
+def statements(depth: int = 2) -> st.SearchStrategy[list[Statement]]:
+    """Programs whose bodies are nested at most so deep; see ``Program``."""
+    simple: st.SearchStrategy[Statement] = st.just(("dense",))
+    if depth:
+        inner = statements(depth - 1)
+        simple |= st.tuples(st.just("if"), inner, inner)
+        simple |= st.tuples(st.just("loop"), st.integers(0, 3), inner)
+        simple |= st.tuples(st.just("scan"), inner)
+    return st.lists(simple, min_size=1, max_size=2)
+
+
+class Program:
+    """A network of If, Loop and Scan around dense layers, and what each of its layers is fed.
+
+    The value that is passed on has the shape (rows, width), or (width,) inside a Scan. A dense layer is
+    clip(value · W, -8, 8); an If asks whether the sum of the value is positive. ``run`` executes the program in
+    Python, where loops are loops. Integral weights and inputs make all arithmetic exact.
+
+    Names of the tensors in bodies repeat from body to body.
+
+    Attributes:
+        products: by the steps to its graph and its name, each product of a dense layer.
+    """
+
+    def __init__(
+        self,
+        program: Sequence[Statement],
+        seed: int = 0,
+        width: int = 4,
+        integral: bool = False,
+        outer_weights: bool = False,
+        opset: int = 17,
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._width, self._integral, self._outer, self._opset = width, integral, outer_weights, opset
+        self._count = 0
+        self._initializers = [
+            numpy_helper.from_array(np.float32(limit), name) for limit, name in ((-8, "low"), (8, "high"), (0, "zero"))
+        ]
+        self._initializers.append(numpy_helper.from_array(np.array(True), "true"))
+        self._weights: dict[tuple[Any, str], Array] = {}
+        self.products: list[tuple[Any, str]] = []
+        self._program = list(program)
+        self._nodes: list[onnx.NodeProto] = []
+        self._output = self._emit(self._program, "x", (), self._nodes, self._initializers, "")
+
+    def proto(self) -> onnx.ModelProto:
+        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", self._width])
+        result = helper.make_tensor_value_info(self._output, TensorProto.FLOAT, ["N", self._width])
+        graph = helper.make_graph(self._nodes, "program", [given], [result], self._initializers)
+        opsets = [helper.make_opsetid("", self._opset)]
+        proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        onnx.checker.check_model(proto)
+        return proto
+
+    def model(self) -> Model:
+        return Model.from_proto(self.proto())
+
+    def inputs(self, samples: int, seed: int = 1) -> Array:
+        rng = np.random.default_rng(seed)
+        if self._integral:
+            return rng.integers(-2, 3, (samples, self._width)).astype(np.float32)
+        return rng.standard_normal((samples, self._width)).astype(np.float32)
+
+    def run(self, x: Array) -> tuple[Array, dict[tuple[Any, str], list[Array]]]:
+        """The output, and every value of each product in the order of time."""
+        seen: dict[tuple[Any, str], list[Array]] = {key: [] for key in self.products}
+        return self._execute(self._program, x, (), seen), seen
+
+    # -- the graph --
+
+    def _emit(
+        self,
+        program: Sequence[Statement],
+        x: str,
+        steps: tuple[tuple[int, str], ...],
+        nodes: list[onnx.NodeProto],
+        initializers: list[onnx.TensorProto],
+        prefix: str,
+    ) -> str:
+        for index, statement in enumerate(program):
+            # Bodies of one node do not see each other's names, and use the same ones.
+            name = f"{prefix}{index}"
+            if statement[0] == "dense":
+                x = self._dense(x, name, steps, nodes, initializers)
+            elif statement[0] == "if":
+                x = self._if(statement, x, name, steps, nodes)
+            elif statement[0] == "loop":
+                x = self._loop(statement, x, name, steps, nodes)
+            else:
+                x = self._scan(statement, x, name, steps, nodes)
+        return x
+
+    def _dense(self, x: str, name: str, steps: Any, nodes: list[Any], initializers: list[Any]) -> str:
+        self._count += 1
+        shape = (self._width, self._width)
+        weight = self._rng.integers(-1, 2, shape) if self._integral else self._rng.standard_normal(shape) * 0.3
+        tensor = numpy_helper.from_array(weight.astype(np.float32), f"w{self._count}")
+        (self._initializers if self._outer else initializers).append(tensor)
+        nodes.append(helper.make_node("MatMul", [x, tensor.name], [f"{name}.p"], name=f"dense{self._count}"))
+        nodes.append(helper.make_node("Clip", [f"{name}.p", "low", "high"], [f"{name}.y"]))
+        self._weights[steps, f"{name}.p"] = weight.astype(np.float32)
+        self.products.append((steps, f"{name}.p"))
+        return f"{name}.y"
+
+    def _body(self, program: Sequence[Statement], x: str, name: str, steps: Any) -> tuple[onnx.GraphProto, str]:
+        nodes: list[onnx.NodeProto] = []
+        initializers: list[onnx.TensorProto] = []
+        result = self._emit(program, x, steps, nodes, initializers, f"{name}.")
+        nodes.append(helper.make_node("Identity", [result], [f"{name}.r"]))
+        return helper.make_graph(nodes, name, [], [], initializers), f"{name}.r"
+
+    def _if(self, statement: Statement, x: str, name: str, steps: Any, nodes: list[Any]) -> str:
+        nodes.append(helper.make_node("ReduceSum", [x], [f"{name}.s"], keepdims=0))
+        nodes.append(helper.make_node("Greater", [f"{name}.s", "zero"], [f"{name}.c"]))
+        bodies = {}
+        for branch, program in zip(("then_branch", "else_branch"), statement[1:], strict=True):
+            body, result = self._body(program, x, name, (*steps, (len(nodes), branch)))
+            body.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, None))
+            bodies[branch] = body
+        nodes.append(helper.make_node("If", [f"{name}.c"], [f"{name}.y"], **bodies))
+        return f"{name}.y"
+
+    def _loop(self, statement: Statement, x: str, name: str, steps: Any, nodes: list[Any]) -> str:
+        trips = numpy_helper.from_array(np.array(statement[1]), "")
+        nodes.append(helper.make_node("Constant", [], [f"{name}.t"], value=trips))
+        body, result = self._body(statement[2], f"{name}.h", name, (*steps, (len(nodes), "body")))
+        body.node.append(helper.make_node("Identity", [f"{name}.c"], [f"{name}.d"]))
+        for item, kind in (("i", TensorProto.INT64), ("c", TensorProto.BOOL), ("h", TensorProto.FLOAT)):
+            body.input.append(helper.make_tensor_value_info(f"{name}.{item}", kind, None if item == "h" else []))
+        for item, kind in ((f"{name}.d", TensorProto.BOOL), (result, TensorProto.FLOAT), (result, TensorProto.FLOAT)):
+            body.output.append(helper.make_tensor_value_info(item, kind, [] if kind == TensorProto.BOOL else None))
+        body.output[2].name = f"{name}.stack"  # a stacked output besides
+        body.node.append(helper.make_node("ReduceSum", [result], [f"{name}.stack"], keepdims=0))
+        outputs = [f"{name}.y", f"{name}.sums"]
+        nodes.append(helper.make_node("Loop", [f"{name}.t", "true", x], outputs, body=body))
+        return f"{name}.y"
+
+    def _scan(self, statement: Statement, x: str, name: str, steps: Any, nodes: list[Any]) -> str:
+        """Over the rows; inside a Scan, where there are none, over rows made of the one value."""
+        axis = numpy_helper.from_array(np.array([-1, self._width]), "")
+        nodes.append(helper.make_node("Constant", [], [f"{name}.a"], value=axis))
+        nodes.append(helper.make_node("Reshape", [x, f"{name}.a"], [f"{name}.rows"]))
+        body, result = self._body(statement[1], f"{name}.h", name, (*steps, (len(nodes), "body")))
+        body.input.append(helper.make_tensor_value_info(f"{name}.h", TensorProto.FLOAT, None))
+        body.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, [self._width]))
+        nodes.append(helper.make_node("Scan", [f"{name}.rows"], [f"{name}.all"], body=body, num_scan_inputs=1))
+        nodes.append(helper.make_node("Shape", [x], [f"{name}.shape"]))
+        nodes.append(helper.make_node("Reshape", [f"{name}.all", f"{name}.shape"], [f"{name}.y"]))
+        return f"{name}.y"
+
+    # -- the oracle --
+
+    def _execute(self, program: Sequence[Statement], x: Array, steps: Any, seen: Any, prefix: str = "") -> Array:
+        position = 0
+        for index, statement in enumerate(program):
+            name = f"{prefix}{index}"
+            if statement[0] == "dense":
+                product = x @ self._weights[steps, f"{name}.p"]
+                seen[steps, f"{name}.p"].append(product)
+                x, position = np.clip(product, -8, 8), position + 2
+            elif statement[0] == "if":
+                branch, chosen = ("then_branch", statement[1]) if x.sum() > 0 else ("else_branch", statement[2])
+                x = self._execute(chosen, x, (*steps, (position + 2, branch)), seen, f"{name}.")
+                position += 3
+            elif statement[0] == "loop":
+                for _ in range(statement[1]):
+                    x = self._execute(statement[2], x, (*steps, (position + 1, "body")), seen, f"{name}.")
+                position += 2
+            else:
+                inner = (*steps, (position + 2, "body"))
+                rows = [self._execute(statement[1], row, inner, seen, f"{name}.") for row in x.reshape(-1, self._width)]
+                x, position = np.reshape(rows, x.shape), position + 5
+        return x

@@ -54,9 +54,8 @@ def set_data(message: TensorProto, array: Array) -> None:
 
 
 def clear_data(message: TensorProto) -> None:
-    """Leave out the values, wherever they are stored."""
     for field in TensorProto.DESCRIPTOR.fields:
-        if field.name.endswith("_data") or field.name == "data_location":
+        if field.name.endswith("_data"):
             message.ClearField(field.name)
 
 

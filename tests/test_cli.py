@@ -182,7 +182,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command) -> None:
     before = command.files()
     outcome = command.succeeds(*ALL, "--dry-run")
     assert command.files() == before
-    assert "pass 1: fold() (required by another)\npass 2: prune(" in outcome.out
+    assert "pass 1: fold(inline_functions=False) (required by another)\npass 2: prune(" in outcome.out
     assert "calibrate on: data.npz, 12 samples\nevaluate on: data.npz, 4 samples\n" in outcome.out
     assert outcome.out.endswith("would write: net.compressed.onnx\n")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnxcomp.context import Context, Decision
 from onnxcomp.graph.constants import value_of
 from onnxcomp.model import Model
+from onnxcomp.origins import nested_graphs
 from onnxcomp.passes.fold import Fold
 from onnxcomp.runtime import feeds, session
 from onnxcomp.runtime.target import Target
@@ -525,3 +526,63 @@ def test_initializers_that_nothing_reads_go() -> None:
     assert [tensor.name for tensor in model.proto().graph.initializer] == ["idle"]
     fold(model)
     assert not model.proto().graph.initializer
+
+
+def test_batch_normalization_and_scales_are_folded_in_bodies_too() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {**conv_arrays(rng), "zero": np.float32(0), "half": np.float32(0.5), "six": np.float32(6)}
+    arrays["three"] = np.float32(3)
+    model = build(
+        """
+        g (float[2, 4, 5, 5] x) => (float[2, 6, 3, 3] y) {
+            m = Mul(x, half)
+            s = ReduceSum<keepdims = 0>(x)
+            c = Greater(s, zero)
+            y = If(c) <
+                then_branch = t () => (float[2, 6, 3, 3] r) {
+                    a = Conv(m, w)
+                    r = BatchNormalization(a, scale, shift, mean, var)
+                },
+                else_branch = e () => (float[2, 6, 3, 3] r) {
+                    a = Conv(m, w2)
+                    p = Add(a, three)
+                    q = Clip(p, zero, six)
+                    r = Div(q, six)
+                }
+            >
+        }""",
+        {**arrays, "w2": rng.standard_normal((6, 4, 3, 3)).astype(np.float32)},
+    )
+    before = model.serialize()
+    fold(model)
+    bodies = [graph for graph in nested_graphs(model.graph) if graph is not model.graph]
+    assert [[node.op for node in body.nodes] for body in bodies] == [["Conv"], ["Conv", "HardSigmoid"]]
+    assert "Mul" not in {node.op for node in model.graph.nodes}
+    x = rng.standard_normal((2, 4, 5, 5)).astype(np.float32)
+    for sign in (1, -1):
+        same_outputs(before, model, {"x": sign * np.abs(x)})
+
+
+def test_what_reaches_into_a_body_is_not_taken_for_a_part_of_it() -> None:
+    """The Add before, and the Div behind, stand in another graph than the Clip."""
+    arrays = {name: np.float32(value) for name, value in (("three", 3), ("zero", 0), ("six", 6))}
+    model = build(
+        """
+        g (float[4] x, bool b) => (float[4] y) {
+            p = Add(x, three)
+            q = Clip(p, zero, six)
+            h = Mul(x, q)
+            y = If(b) <
+                then_branch = t () => (float[4] r) { r = Div(h, six) },
+                else_branch = e () => (float[4] r) {
+                    k = Add(x, three)
+                    r = Identity(k)
+                }
+            >
+        }""",
+        arrays,
+    )
+    before = model.serialize()
+    fold(model)
+    for taken in (True, False):
+        same_outputs(before, model, {"x": np.arange(-4, 4, 2, dtype=np.float32), "b": np.array(taken)})

@@ -477,7 +477,10 @@ def test_control_flow_and_its_layers_are_left_alone() -> None:
     with pytest.warns(OnnxcompWarning):
         decisions = apply(model, Dataset.from_feeds(feeds))
     assert decisions["Conv:a"] == ("skipped", "a is used inside a control flow body")
-    assert decisions["Conv:o"] == ("skipped", "it is inside a control flow body")
+    assert decisions["Conv:o"] == (
+        "skipped",
+        "it lies in the body of a control-flow node, where channels are not followed",
+    )
 
 
 def test_a_model_whose_layers_are_all_in_bodies_is_said_to_lose_nothing() -> None:
@@ -493,7 +496,9 @@ def test_a_model_whose_layers_are_all_in_bodies_is_said_to_lose_nothing() -> Non
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((16, 16), np.float32), "w"))
     with pytest.warns(OnnxcompWarning, match="removed 0.0%"):
         decisions = apply(Model.from_proto(proto))
-    assert decisions == {"MatMul:o": ("skipped", "it is inside a control flow body")}
+    assert decisions == {
+        "MatMul:o": ("skipped", "it lies in the body of a control-flow node, where channels are not followed")
+    }
 
 
 def test_a_quantized_model_is_left_alone() -> None:

@@ -156,8 +156,9 @@ def test_every_edit_is_seen(edit: Edit) -> None:
     proto = models.rare_attributes()
     proto.functions.extend(models.overloaded_functions().functions)
     proto.graph.initializer.append(models.tensor("idle", 2))
-    proto.graph.node[2].input[0] = "named"
-    proto.graph.node[1].output[0] = "named"
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["named" if name == "z" else name for name in names]
     proto.graph.node.append(helper.make_node("Concat", ["named", "scales"], ["z"], axis=0))
     proto.graph.node.append(helper.make_node("Split", ["z"], ["p"], parts=[1, 2]))
     model = Model.from_proto(proto)

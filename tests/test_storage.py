@@ -108,8 +108,8 @@ def test_what_a_newer_version_has_added_is_kept() -> None:
 
 def test_a_reference_in_a_file_is_none_of_ours(tmp_path: Path) -> None:
     graph = onnx.GraphProto(name="g", node=[helper.make_node("Identity", ["w"], ["y"])])
-    graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1]).MergeFromString(reference_fields(0))
-    graph.initializer[0].external_data[0].value = "onnxcomp:00112233445566778899aabbccddeeff"
+    graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    graph.initializer[0].external_data.add(key="onnxcomp:00112233445566778899aabbccddeeff", value="0")
     onnx.save(onnx.ModelProto(graph=graph), tmp_path / "net.onnx")
     with pytest.raises(InputError, match="external data of 'w' cannot be used"):
         Model.load(tmp_path / "net.onnx")

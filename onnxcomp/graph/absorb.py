@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcomp.graph.bodies import graphs_of_nodes
 from onnxcomp.graph.constants import assign, value_of
 from onnxcomp.graph.edit import Names, detach, output_ids, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
@@ -38,21 +39,22 @@ class Absorbed:
 
 
 def absorb_affine(model: Model) -> list[Absorbed]:
-    """Absorb whatever follows each layer of the main graph, as far as it goes; edits ``model``.
+    """Absorb whatever follows each layer in its graph, the main one or a body, as far as it goes; edits ``model``.
 
-    A layer is left alone when its weight or bias is shared or not constant, when something else reads its
-    output, or when its weights are in half precision.
+    A layer of a model-local function is left alone, and so is one whose weight or bias is shared or not constant,
+    whose output something else reads, or whose weights are in half precision.
     """
     graph = model.graph
     outputs = output_ids(graph)
-    members = {id(node) for node in graph.nodes}
+    graph_of = graphs_of_nodes(graph)
     names = Names(graph)
     results = []
     for layer in weighted_layers(model):
-        if layer.kind not in _KINDS or layer.nested:
+        if layer.kind not in _KINDS or layer.function:
             continue
         while (follower := sole_consumer(layer.node.outputs[0], outputs)) is not None:
-            if id(follower) not in members or follower.op not in _AFFINE or follower.domain:
+            beside = graph_of.get(id(follower)) is graph_of[id(layer.node)]
+            if not beside or follower.op not in _AFFINE or follower.domain:
                 break
             affine = _affine(follower, layer)
             if affine is None:

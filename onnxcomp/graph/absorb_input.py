@@ -18,6 +18,7 @@ from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach, output_ids, replace_uses, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.model import Model
+from onnxcomp.origins import nested_graphs
 
 __all__ = ["absorb_input_affine"]
 
@@ -27,12 +28,12 @@ _LEAST_FACTOR = 1e-3
 
 
 def absorb_input_affine(model: Model) -> list[Absorbed]:
-    """Absorb each Mul and Add of a constant that only convolutions read; edits the main graph."""
+    """Absorb each Mul and Add of a constant that only convolutions read, in the same graph or in bodies."""
     graph = model.graph
-    layers = {id(layer.node): layer for layer in weighted_layers(model) if not layer.nested}
+    layers = {id(layer.node): layer for layer in weighted_layers(model) if not layer.function}
     outputs, names = output_ids(graph), Names(graph)
     results: list[Absorbed] = []
-    for node in list(graph.nodes):
+    for node in [node for nested in nested_graphs(graph) for node in nested.nodes]:
         operands = _operands(node)
         if operands is None:
             continue

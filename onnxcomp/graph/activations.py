@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach, output_ids, reads_alone, sole_consumer
 
@@ -22,23 +23,29 @@ def recognize_hard_sigmoids(graph: gs.Graph) -> int:
     The division may be a multiplication by 1/6. Every inner result must have no other reader. Two passes over
     the values instead of four, and a form that has integer kernels. Returns how many were found.
     """
-    outputs, names, found = output_ids(graph), Names(graph), 0
+    outputs, names = output_ids(graph), Names(graph)
+    return sum(_recognize(nested, outputs, names) for nested in nested_graphs(graph))
+
+
+def _recognize(graph: gs.Graph, outputs: set[int], names: Names) -> int:
+    """In one graph, the main one or a body; what is found lies wholly in it."""
+    found, members = 0, {id(node) for node in graph.nodes}
     for clip in list(graph.nodes):
         if clip.op != "Clip" or clip.domain or not clip.inputs or _limits(clip) != (0.0, 6.0):
             continue
         add = _producer(clip.inputs[0], "Add")
-        if add is None or not reads_alone(clip, clip.inputs[0], outputs):
+        if add is None or id(add) not in members or not reads_alone(clip, clip.inputs[0], outputs):
             continue
         source = _other_operand(add, 3.0)
         after = sole_consumer(clip.outputs[0], outputs)
-        if source is None or after is None or not any(node is after for node in graph.nodes):
+        if source is None or after is None or id(after) not in members:
             continue
         if _divides_by_six(after, clip.outputs[0]):
             _replace(graph, add, [add, clip, after], source, after.outputs[0])
             found += 1
         elif after.op == "Mul" and any(tensor is source for tensor in after.inputs):
             last = sole_consumer(after.outputs[0], outputs)
-            if last is not None and _divides_by_six(last, after.outputs[0]):
+            if last is not None and id(last) in members and _divides_by_six(last, after.outputs[0]):
                 result = last.outputs[0]
                 gate = gs.Variable(names.new(f"{result.name}_gate"), clip.outputs[0].dtype, clip.outputs[0].shape)
                 _replace(graph, add, [add, clip, last], source, gate)
@@ -50,8 +57,13 @@ def recognize_hard_sigmoids(graph: gs.Graph) -> int:
 
 
 def split_hard_swishes(graph: gs.Graph) -> int:
-    """HardSwish (operator set 14) becomes x · HardSigmoid(x), as ONNX Runtime does itself at load."""
-    names, nodes, found = Names(graph), [], 0
+    """HardSwish (operator set 14) becomes x · HardSigmoid(x), as ONNX Runtime does itself at load; in bodies too."""
+    names = Names(graph)
+    return sum(_split_hard_swishes(nested, names) for nested in nested_graphs(graph))
+
+
+def _split_hard_swishes(graph: gs.Graph, names: Names) -> int:
+    nodes, found = [], 0
     for node in graph.nodes:
         if node.op == "HardSwish" and node.domain in _STANDARD:
             source, result = node.inputs[0], node.outputs[0]

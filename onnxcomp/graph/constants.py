@@ -49,6 +49,8 @@ def shape_of(tensor: gs.Tensor) -> tuple[int | str | None, ...] | None:
 def assign(tensor: gs.Tensor, value: Array) -> None:
     """Replace a constant's value, in the initializer or the Constant node that holds it."""
     array = np.ascontiguousarray(value).reshape(np.shape(value))  # ascontiguousarray makes 0-d into 1-d
+    if not array.dtype.isnative:  # as files of other machines have it
+        array = array.astype(array.dtype.newbyteorder("="))
     if isinstance(tensor, gs.Constant):
         tensor.values = array
         return

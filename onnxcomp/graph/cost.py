@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import is_constant, shape_of, value_of
 from onnxcomp.graph.layers import layer_name, weighted_layers
 from onnxcomp.model import Model
+from onnxcomp.scopes import all_graphs, nested_graphs
 
 __all__ = ["Cost", "LayerCost", "cost", "parameters"]
 
@@ -47,7 +47,8 @@ class Cost:
     Attributes:
         parameters: elements of all weights, each once.
         flops: of one run.
-        per_layer: every node that has weights or multiplies matrices, by layer name, in graph order.
+        per_layer: every node that has weights, its own or shared ones, or multiplies matrices, by layer name, in
+            graph order.
     """
 
     parameters: int
@@ -62,6 +63,9 @@ def cost(model: Model, shapes: Shapes) -> Cost:
     and recurrent layers, float or quantized. Element-wise operators, pooling and normalization count nothing,
     as in the literature. Of an ``If`` the costlier branch counts, the body of a ``Loop`` or ``Scan`` once.
 
+    Of a model-local function the weights count once, and its operations not at all: how often it runs, and on
+    what shapes, its calls decide.
+
     Parameters are the elements of floating-point constants with an axis at least, and of quantized weights
     and biases; scales and zero points are none, nor are shapes, indices and other integers.
 
@@ -74,10 +78,12 @@ def cost(model: Model, shapes: Shapes) -> Cost:
     names = _names(model)
     per_layer: dict[str, LayerCost] = {}
     macs: dict[int, int] = {}
-    for graph in nested_graphs(model.graph):
+    weighted = {id(layer.node) for layer in weighted_layers(model)}
+    in_functions = {id(node) for function in model.graph.functions for node in _nodes(function)}
+    for graph in all_graphs(model.graph):
         for node in graph.nodes:
-            macs[id(node)] = _macs(node, shapes)
-            if macs[id(node)] or owned.get(id(node)):
+            macs[id(node)] = 0 if id(node) in in_functions else _macs_or_none(node, shapes)
+            if macs[id(node)] or owned.get(id(node)) or id(node) in weighted:
                 per_layer[names[id(node)]] = LayerCost(node.op, owned.get(id(node), 0), macs[id(node)])
     return Cost(sum(owned.values()), 2 * _total(model.graph, macs), per_layer)
 
@@ -87,11 +93,15 @@ def parameters(model: Model) -> int:
     return sum(_parameters_by_node(model).values())
 
 
+def _nodes(graph: gs.Graph) -> Iterator[gs.Node]:
+    return (node for nested in nested_graphs(graph) for node in nested.nodes)
+
+
 def _names(model: Model) -> dict[int, str]:
     """By node: the names that ``weighted_layers`` gives, and like them for every other node."""
     names = {id(layer.node): layer.name for layer in weighted_layers(model)}
     taken = set(names.values())
-    for graph in nested_graphs(model.graph):
+    for graph in all_graphs(model.graph):
         for node in graph.nodes:
             if id(node) not in names:
                 name = base = layer_name(node)
@@ -145,7 +155,7 @@ def _parameters_by_node(model: Model) -> dict[int, int]:
     """Elements of the weights that each node is the first to use, by the id of the node."""
     owned: dict[int, int] = {}
     seen: set[int] = set()
-    for graph in nested_graphs(model.graph):
+    for graph in all_graphs(model.graph):
         for node in graph.nodes:
             for index, tensor in enumerate(node.inputs):
                 if id(tensor) not in seen and (size := _weight_size(node, index)):
@@ -183,6 +193,13 @@ def _reader(node: gs.Node) -> gs.Node:
 
 
 # -- operations --------------------------------------------------------------------------------------------
+
+
+def _macs_or_none(node: gs.Node, shapes: Shapes) -> int:
+    try:
+        return _macs(node, shapes)
+    except (KeyError, IndexError, TypeError, ValueError):  # a node without what its operator requires
+        return 0
 
 
 def _macs(node: gs.Node, shapes: Shapes) -> int:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxcomp.codec import nested_graphs
+from onnxcomp.scopes import all_graphs, nested_graphs
 
 __all__ = ["Names", "bypass", "detach", "output_ids", "reads_alone", "replace_uses", "sole_consumer"]
 
 
 class Names:
-    """Hands out names that no tensor and no node of the graph, or of a graph nested in it, has."""
+    """Hands out names that no tensor and no node of the graph, its bodies and its functions has."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self._taken: set[str] = set()
-        for nested in nested_graphs(graph):
+        for nested in all_graphs(graph):
             self._taken.update(tensor.name for tensor in (*nested.inputs, *nested.outputs))
             for node in nested.nodes:
                 self._taken.add(node.name)

@@ -19,7 +19,7 @@ from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import detach, output_ids
 from onnxcomp.graph.inferred import TensorType, tensor_type
 from onnxcomp.origins import attributes_aside
-from onnxcomp.runtime import session
+from onnxcomp.runtime.trial import Trial
 
 __all__ = ["evaluate_constants", "fold_static_shapes", "lift_constants"]
 
@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 # A folded value may add this many bytes to the file beyond the constants that it makes unnecessary. It is
 # meant for shapes and indices; an Expand or a shared weight's transpose stays a node.
 MAX_GROWTH = 4096
+_SECONDS = 5.0  # for one node, whose memory is limited too: a small result may take a large detour
 
 _RANDOM = {
     "RandomNormal",
@@ -197,7 +198,7 @@ def _evaluate(node: gs.Node, opset: int, freed: int) -> dict[str, Array]:
     if (size := _result_bytes(node, arrays, opset)) is None or size - freed > MAX_GROWTH:
         return {}
     try:
-        values = session.run(session.create(_single(node, arrays, opset, initializers=False), 1), arrays)
+        values = Trial(_single(node, arrays, opset, initializers=False), _SECONDS, threads=1).run(arrays)
     except Exception:
         return {}
     good = all(isinstance(value, np.ndarray) and value.dtype.kind in _NUMBERS for value in values.values())

@@ -8,24 +8,27 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcomp.codec import nested_graphs
-from onnxcomp.graph.edit import Names, detach
+from onnxcomp.graph.bodies import common_graph, graphs_of_nodes
+from onnxcomp.graph.edit import Names, detach, replace_uses
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.int8 import Int8Weights, quantize_weights
+from onnxcomp.scopes import all_graphs
 
-__all__ = ["FormWriter", "is_table", "read_in_one_graph", "stored_rows"]
+__all__ = ["FormWriter", "is_table", "obstacle_to_storing", "stored_rows"]
 
 Array = np.ndarray[Any, Any]
+_STORED_OPSET = 7  # since then Mul broadcasts as NumPy does
 _Codes = tuple[gs.Tensor, gs.Tensor, gs.Tensor]
 
 
 class FormWriter:
-    """Rewrites layers, each in place; ``stored`` ones may stand in nested graphs."""
+    """Rewrites layers of a graph and of its bodies, each in place."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self._graph = graph
         self._names = Names(graph)
-        self._dynamic: dict[int, _Codes] = {}
+        self._graph_of = graphs_of_nodes(graph)
+        self._dynamic: dict[tuple[int, int], _Codes] = {}
         self._replaced: dict[int, list[gs.Node]] = {}
 
     def dynamic(self, layer: WeightedLayer, weights: Int8Weights, bias: Array | None) -> str:
@@ -36,7 +39,7 @@ class FormWriter:
         """
         node, result = layer.node, layer.node.outputs[0]
         nodes: list[gs.Node] = []
-        codes, scale, zero = self._quantized_input(node.inputs[0], nodes)
+        codes, scale, zero = self._quantized_input(node, nodes)
         name = self._names.new(layer.weight.name + "_int8")
         matrix = gs.Constant(name, np.ascontiguousarray(weights.codes.T))
         steps = gs.Constant(self._names.new(layer.weight.name + "_scales"), weights.scales)
@@ -56,7 +59,7 @@ class FormWriter:
         return name
 
     def stored(self, layer: WeightedLayer) -> None:
-        """The weight, which one graph alone must read, as Cast(codes) · scales.
+        """The weight as Cast(codes) · scales, for all its readers, in the innermost graph around them.
 
         ONNX Runtime computes that once, at load; DequantizeLinear it would compute in every run.
         """
@@ -69,16 +72,9 @@ class FormWriter:
             self._node("Cast", [stored], real, to=onnx.TensorProto.FLOAT),
             self._node("Mul", [real, steps], restored),
         ]
-        for consumer in list(source.outputs):
-            for index, tensor in enumerate(consumer.inputs):
-                if tensor is source:
-                    consumer.inputs[index] = restored
-        first = next(
-            node
-            for graph in nested_graphs(self._graph)
-            for node in graph.nodes
-            if any(tensor is restored for tensor in node.inputs)
-        )
+        first = _first_reader(self._graph, source)
+        assert first is not None
+        replace_uses(source, restored)
         self._replaced.setdefault(id(first), [first])[:0] = nodes
 
     def table(self, layer: WeightedLayer) -> None:
@@ -95,24 +91,53 @@ class FormWriter:
 
     def finish(self) -> None:
         """Put the new nodes in the places of the old ones and drop what nobody reads any more."""
-        for graph in nested_graphs(self._graph):
+        for graph in all_graphs(self._graph):
             graph.nodes = [new for node in graph.nodes for new in self._replaced.get(id(node), [node])]
         self._graph.cleanup()
 
-    def _quantized_input(self, source: gs.Tensor, nodes: list[gs.Node]) -> _Codes:
-        """Codes, scale and zero point of the activation; their node goes before the first use."""
-        if id(source) not in self._dynamic:
+    def _quantized_input(self, node: gs.Node, nodes: list[gs.Node]) -> _Codes:
+        """Codes, scale and zero point of the activation; their node goes before the first use in its graph."""
+        source = node.inputs[0]
+        key = id(self._graph_of[id(node)]), id(source)
+        if key not in self._dynamic:
             codes, scale, zero = (self._variable(source.name + suffix) for suffix in ("_uint8", "_step", "_zero"))
-            self._dynamic[id(source)] = codes, scale, zero
+            self._dynamic[key] = codes, scale, zero
             name = self._names.new(source.name + "_quantize")
             nodes.append(gs.Node("DynamicQuantizeLinear", name, inputs=[source], outputs=[codes, scale, zero]))
-        return self._dynamic[id(source)]
+        return self._dynamic[key]
 
     def _node(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, name: str = "", **attrs: Any) -> gs.Node:
         return gs.Node(op, name or self._names.new(f"{output.name}_{op}"), attrs, inputs=inputs, outputs=[output])
 
     def _variable(self, name: str) -> gs.Variable:
         return gs.Variable(self._names.new(name))
+
+
+def obstacle_to_storing(graph: gs.Graph, layer: WeightedLayer) -> str:
+    """Why the weight cannot be kept in 8 bits and restored by nodes beside the layer, or nothing."""
+    if layer.quantized:
+        return "the weight is quantized already"
+    if str(layer.array().dtype) != "float32":
+        return f"its weights are {layer.array().dtype}, not float32"
+    if not layer.finite:
+        return "its weights or biases hold NaN or infinite values"
+    root = graph
+    if layer.function:
+        root = next(function for function in graph.functions if common_graph(function, {id(layer.node)}))
+        if all(entry.domain not in ("", "ai.onnx") for entry in root.import_domains or ()):
+            return "the function imports no standard operators to restore it"
+    if root.opset is None or root.opset < _STORED_OPSET:
+        return f"the Mul of operator set {root.opset} cannot restore it"
+    return "" if _first_reader(graph, layer.weight) is not None else "its readers stand in no common graph"
+
+
+def _first_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+    """In the innermost graph around all readers, the first node that is one or holds one."""
+    readers = {id(node) for node in tensor.outputs}
+    for root in (graph, *graph.functions):
+        if (place := common_graph(root, readers)) is not None:
+            return place[1]
+    return None
 
 
 def stored_rows(layer: WeightedLayer) -> tuple[Array, Array]:
@@ -132,16 +157,9 @@ def stored_rows(layer: WeightedLayer) -> tuple[Array, Array]:
     return np.ascontiguousarray(codes), scales
 
 
-def read_in_one_graph(graph: gs.Graph, layer: WeightedLayer) -> bool:
-    """Whether all readers of the layer's weight stand in the same graph."""
-    readers = {id(node) for node in layer.weight.outputs}
-    holding = [nested for nested in nested_graphs(graph) if any(id(node) in readers for node in nested.nodes)]
-    return len(holding) == 1
-
-
 def is_table(layer: WeightedLayer) -> bool:
     """Whether the layer picks rows of its weight, as an embedding does."""
     node = layer.node
     axis = int(node.attrs.get("axis", 0))
     rows = node.op == "Gather" and layer.weight_index == 0 and axis == 0 and len(layer.shape) >= 2
-    return rows and not layer.shared and not layer.nested and not layer.quantized
+    return rows and not layer.shared and not layer.quantized and not layer.function

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec import nested_graphs
+from onnxcomp.graph.bodies import graphs_of_nodes
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer
 
-__all__ = ["IntegerPlan", "Site", "make_plan", "unsuitable"]
+__all__ = ["IntegerPlan", "Site", "make_plan", "make_plans", "unsuitable"]
 
 # Values pass through unchanged, so both sides share one grid and the operator runs on integers.
 MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Resize"}
@@ -52,9 +54,10 @@ class Site:
 
 @dataclass
 class IntegerPlan:
-    """What to quantize.
+    """What to quantize in one graph.
 
     Attributes:
+        graph: the main graph or a body.
         sites: the layers.
         tensors: to be held as integers, in graph order.
         roots: by ``id`` of such a tensor, the one whose values tell its grid.
@@ -63,6 +66,7 @@ class IntegerPlan:
         readers: ``id`` of the nodes that read integers.
     """
 
+    graph: gs.Graph
     sites: list[Site]
     tensors: list[gs.Tensor] = field(default_factory=list)
     roots: dict[int, gs.Tensor] = field(default_factory=dict)
@@ -75,17 +79,22 @@ class IntegerPlan:
         roots = {id(root): root for root in (self.roots[id(tensor)] for tensor in self.tensors)}
         return [root for key, root in roots.items() if key not in self.gates]
 
+    def roots_around(self, site: Site) -> list[gs.Tensor]:
+        """The tensors whose values decide the grids of what a layer reads and, of a convolution, gives."""
+        held = [site.source, site.result] if site.layer.kind == "Conv" else [site.source]
+        return [root for tensor in held if id(root := self.roots[id(tensor)]) not in self.gates]
+
 
 def unsuitable(layer: WeightedLayer) -> str:
     """Why a layer cannot run on integers, or nothing."""
     if layer.quantized:
         return "the weight is quantized already"
+    if layer.function:
+        return f"it lies {layer.place}, whose calls share it (fold can inline functions)"
     if str(layer.array().dtype) != "float32":
         return f"its weights are {layer.array().dtype}, not float32"
     if not layer.finite:
         return "its weights or biases hold NaN or infinite values"
-    if layer.nested:
-        return "it is inside the body of a control-flow node, whose activations cannot be observed"
     if layer.kind == "other":
         return f"ONNX Runtime has no integer kernel for {layer.op} with this weight"
     if layer.kind == "ConvTranspose":
@@ -105,14 +114,23 @@ def unsuitable(layer: WeightedLayer) -> str:
     return ""
 
 
+def make_plans(root: gs.Graph, layers: Iterable[WeightedLayer]) -> list[IntegerPlan]:
+    """A plan for each graph, the main one or a body, that holds some of these layers, all suitable ones."""
+    graph_of = graphs_of_nodes(root)
+    held: dict[int, list[WeightedLayer]] = {}
+    for layer in layers:
+        held.setdefault(id(graph_of[id(layer.node)]), []).append(layer)
+    return [make_plan(graph, held[id(graph)]) for graph in nested_graphs(root) if id(graph) in held]
+
+
 def make_plan(graph: gs.Graph, layers: Iterable[WeightedLayer]) -> IntegerPlan:
-    """The plan for these layers, all suitable ones, of the main graph."""
+    """The plan for these layers, all suitable ones, of one graph: the main graph or a body."""
     outputs = output_ids(graph)
     sites = [Site(layer, layer.node.inputs[0], _result(layer.node, outputs)) for layer in layers]
     order = {id(node): index for index, node in enumerate(graph.nodes)}
     reach = _reachable(graph, sites, outputs, order)
     needed = _needed(sites, reach)
-    plan = IntegerPlan(sites)
+    plan = IntegerPlan(graph, sites)
     plan.readers = {id(site.layer.node) for site in sites}
     for tensor in needed:
         producer = reach.get(id(tensor))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
-from onnxcomp.graph.edit import output_ids
+from onnxcomp.graph.edit import Names, output_ids
 from onnxcomp.graph.integer_plan import COMBINES, GATE_LEVELS, IntegerPlan, Site
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.graph.qdq import QdqWriter
 from onnxcomp.linalg.int8 import Int8Weights, least_scales, quantize_bias, quantize_weights
 
-__all__ = ["Written", "mean_output_error", "write_plan"]
+__all__ = ["Written", "mean_output_error", "write_plans"]
 
 Array = np.ndarray[Any, Any]
 Grid = tuple[float, int]
@@ -37,19 +37,20 @@ class Written:
     limited: int
 
 
-def write_plan(
-    graph: gs.Graph,
-    plan: IntegerPlan,
-    grids: Mapping[str, Grid],
-    means: Mapping[str, Array],
+def write_plans(
+    root: gs.Graph,
+    plans: Sequence[IntegerPlan],
+    grids: Mapping[int, Grid],
+    means: Mapping[int, Array],
     avoid_saturation: bool,
 ) -> dict[str, Written]:
-    """Put the plan into the graph.
+    """Put plans into the graph and its bodies.
 
     Args:
-        plan: from ``make_plan`` of this graph.
-        grids: scale and zero point by name of the plan's roots.
-        means: by name of an activation, its mean in each input channel, float64. The mean of the error that
+        root: the main graph.
+        plans: from ``make_plans`` of it.
+        grids: scale and zero point by ``id`` of the plans' roots.
+        means: by ``id`` of an activation, its mean in each input channel, float64. The mean of the error that
             rounding the weights makes is taken out of the bias (Nagel et al. 2019, "Data-free quantization
             through weight equalization and bias correction", arXiv:1906.04721, section 4.2).
         avoid_saturation: see ``quantize_weights``.
@@ -57,14 +58,20 @@ def write_plan(
     Returns:
         by name of the layer, what was written.
     """
-    writer = QdqWriter(graph)
-    outputs = output_ids(graph)
+    names, outputs = Names(root), output_ids(root)
     written = {}
-    for site in plan.sites:
-        scale = _grid_of(site.source, plan, grids)[0]
-        written[site.layer.name] = _write_site(
-            writer, site, scale, means.get(site.source.name), avoid_saturation, outputs
-        )
+    for plan in plans:
+        writer = QdqWriter(plan.graph, names)
+        for site in plan.sites:
+            scale, mean = _grid_of(site.source, plan, grids)[0], means.get(id(site.source))
+            written[site.layer.name] = _write_site(writer, site, scale, mean, avoid_saturation, outputs)
+        _write_activations(writer, plan, grids)
+        writer.finish()
+    root.cleanup()
+    return written
+
+
+def _write_activations(writer: QdqWriter, plan: IntegerPlan, grids: Mapping[int, Grid]) -> None:
     for tensor in plan.tensors:
         grid = _grid_of(tensor, plan, grids)
         if id(tensor) in plan.gates:
@@ -73,13 +80,11 @@ def write_plan(
             writer.result(tensor, *grid)
         else:
             writer.reading(tensor, *grid, plan.readers)
-    for node in graph.nodes:
+    for node in plan.graph.nodes:
         if id(node) in plan.readers and node.op in COMBINES:
             for index, tensor in enumerate(list(node.inputs)):
                 if is_constant(tensor):
                     writer.operand(node, index)
-    writer.finish()
-    return written
 
 
 def mean_output_error(layer: WeightedLayer, weights: Int8Weights, means: Array) -> Array:
@@ -98,9 +103,9 @@ def mean_output_error(layer: WeightedLayer, weights: Int8Weights, means: Array) 
     return result
 
 
-def _grid_of(tensor: gs.Tensor, plan: IntegerPlan, grids: Mapping[str, Grid]) -> Grid:
+def _grid_of(tensor: gs.Tensor, plan: IntegerPlan, grids: Mapping[int, Grid]) -> Grid:
     root = plan.roots[id(tensor)]
-    return (1.0 / GATE_LEVELS, 0) if id(root) in plan.gates else grids[root.name]
+    return (1.0 / GATE_LEVELS, 0) if id(root) in plan.gates else grids[id(root)]
 
 
 def _write_site(

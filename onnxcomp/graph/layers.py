@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcomp.codec import nested_graphs
 from onnxcomp.graph.constants import assign, is_constant, shape_of, value_of
 from onnxcomp.model import Model
+from onnxcomp.origins import nested_graphs
 
 __all__ = ["WeightedLayer", "layer_name", "weighted_layers"]
 
@@ -35,7 +35,8 @@ class WeightedLayer:
         weight_index: which of the node's inputs the weight is.
         out_axis, in_axis: axes of the weight array that are output and input channels.
         groups: of a grouped or depthwise convolution, else 1.
-        nested: inside the body of an If, Loop or Scan.
+        nested: inside the body of an If, Loop or Scan, or inside a model-local function.
+        function: name of that function, with its domain, or nothing.
         shared: several nodes, or several inputs of one node, use this weight tensor.
         quantized: the weight reaches the node through DequantizeLinear.
     """
@@ -50,6 +51,14 @@ class WeightedLayer:
     nested: bool
     shared: bool
     quantized: bool
+    function: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where a nested layer stands, as the end of a sentence."""
+        if self.function:
+            return f"in the model-local function {self.function}"
+        return "in the body of a control-flow node"
 
     @property
     def op(self) -> str:
@@ -116,17 +125,23 @@ class WeightedLayer:
 
 
 def weighted_layers(model: Model) -> list[WeightedLayer]:
-    """Every node with a floating-point weight matrix (two axes or more), nested graphs included, in graph order."""
+    """Every node with a floating-point weight matrix (two axes or more), in graph order.
+
+    Bodies of control-flow nodes are included, and behind all these the model-local functions, each once however
+    often it is called; the names of layers in a function begin with its name.
+    """
     layers: list[WeightedLayer] = []
     names: dict[str, int] = {}
-    for graph in nested_graphs(model.graph):
-        for node in graph.nodes:
-            layer = _layer(node, nested=graph is not model.graph)
-            if layer is not None:
-                count = names[layer.name] = names.get(layer.name, 0) + 1
-                if count > 1:
-                    layer = WeightedLayer(**{**vars(layer), "name": f"{layer.name}#{count}"})
-                layers.append(layer)
+    for root in (model.graph, *model.graph.functions):
+        function = "" if root is model.graph else f"{root.domain}.{root.name}"
+        for graph in nested_graphs(root):
+            for node in graph.nodes:
+                layer = _layer(node, graph is not model.graph, function)
+                if layer is not None:
+                    count = names[layer.name] = names.get(layer.name, 0) + 1
+                    if count > 1:
+                        layer = replace(layer, name=f"{layer.name}#{count}")
+                    layers.append(layer)
     return layers
 
 
@@ -135,7 +150,7 @@ def layer_name(node: gs.Node) -> str:
     return str(node.name) or f"{node.op}:{node.outputs[0].name if node.outputs else '?'}"
 
 
-def _layer(node: gs.Node, nested: bool) -> WeightedLayer | None:
+def _layer(node: gs.Node, nested: bool, function: str) -> WeightedLayer | None:
     if node.op in ("Constant", "DequantizeLinear", "QuantizeLinear"):
         return None
     found = _find_weight(node)
@@ -146,7 +161,7 @@ def _layer(node: gs.Node, nested: bool) -> WeightedLayer | None:
     tensor = node.inputs[index]
     weight = tensor.inputs[0].inputs[0] if quantized else tensor
     return WeightedLayer(
-        name=layer_name(node),
+        name=f"{function}/{layer_name(node)}" if function else layer_name(node),
         node=node,
         kind=kind,
         weight_index=index,
@@ -156,6 +171,7 @@ def _layer(node: gs.Node, nested: bool) -> WeightedLayer | None:
         nested=nested,
         shared=len(weight.outputs) > 1 or len(tensor.outputs) > 1,
         quantized=quantized,
+        function=function,
     )
 
 

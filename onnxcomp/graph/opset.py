@@ -37,31 +37,39 @@ def upgrade_opset(model: Model, target: int) -> bool:
         whether anything changed.
 
     Raises:
-        PassError: an operator whose meaning changed in a way that no rule covers, or functions in the model.
+        PassError: an operator whose meaning changed in a way that no rule covers.
     """
     if model.opset >= target:
         return False
-    if model.graph.functions:
-        raise PassError("models with functions cannot be raised to a newer operator set")
-    upgrade = _Upgrade(model, target)
-    for graph in nested_graphs(model.graph):
-        upgrade.graph(graph)
-    for graph in nested_graphs(model.graph):
-        graph.opset = target
-        kept = [entry for entry in graph.import_domains or () if entry.domain not in _STANDARD]
-        graph.import_domains = [onnx.helper.make_opsetid("", target), *kept]
+    names = Names(model.graph)
+    upgrades = [(model.graph, _Upgrade(model.opset, target, names, infer_types(model)))]
+    for function in model.graph.functions:  # an operator must mean the same there and in the model
+        if any(entry.domain in _STANDARD for entry in function.import_domains or ()) and function.opset < target:
+            upgrades.append((function, _Upgrade(int(function.opset), target, names, {})))
+    for root, upgrade in upgrades:
+        for graph in nested_graphs(root):
+            upgrade.graph(graph)
+    for root, _ in upgrades:
+        for graph in nested_graphs(root):
+            _import(graph, target)
     model.graph.ir_version = max(model.graph.ir_version or 0, _IR_OF_TARGET)
     return True
 
 
-class _Upgrade:
-    """One raise from the model's operator set to the target."""
+def _import(graph: gs.Graph, target: int) -> None:
+    graph.opset = target
+    kept = [entry for entry in graph.import_domains or () if entry.domain not in _STANDARD]
+    graph.import_domains = [onnx.helper.make_opsetid("", target), *kept]
 
-    def __init__(self, model: Model, target: int) -> None:
-        self.source = model.opset
+
+class _Upgrade:
+    """One raise of the main graph or a function, from its operator set to the target."""
+
+    def __init__(self, source: int, target: int, names: Names, types: dict[str, TensorType]) -> None:
+        self.source = source
         self.target = target
-        self.names = Names(model.graph)
-        self.types: dict[str, TensorType] = infer_types(model)
+        self.names = names
+        self.types = types
 
     def graph(self, graph: gs.Graph) -> None:
         nodes: list[gs.Node] = []
@@ -70,7 +78,7 @@ class _Upgrade:
                 nodes.append(node)
                 continue
             rule = _RULES.get(node.op)
-            if rule is None:
+            if rule is None or any(isinstance(value, gs.Node.AttributeRef) for value in node.attrs.values()):
                 raise PassError(
                     f"{node.op} {layer_name(node)} changed its meaning between operator sets "
                     f"{self.source} and {self.target}; export the model with a newer operator set"
@@ -99,7 +107,7 @@ class _Upgrade:
             new = onnx.defs.get_schema(node.op, self.target)
         except onnx.defs.SchemaError:
             return True
-        if new.deprecated or node.op == "Resize":
+        if new.deprecated or node.op == "Resize" or (node.op == "Scan" and old.since_version == 8):
             return old.since_version != new.since_version
         if old.since_version == new.since_version:
             return False

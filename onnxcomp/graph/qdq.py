@@ -27,9 +27,10 @@ class QdqWriter:
     asks for one: it is zero where DequantizeLinear reads signed integers.
     """
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, names: Names) -> None:
         self._graph = graph
-        self._names = Names(graph)
+        self._names = names
+        self._own = {id(node) for node in graph.nodes}
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], gs.Constant] = {}
         self._before: dict[int, list[gs.Node]] = defaultdict(list)
         self._after: dict[int, list[gs.Node]] = defaultdict(list)
@@ -53,9 +54,9 @@ class QdqWriter:
                     if item is tensor and self._reads_activation(node, index):
                         node.inputs[index] = rounded
         pair = self._pair(tensor, rounded, scale, zero_point)
-        if tensor.inputs:
+        if tensor.inputs and id(tensor.inputs[0]) in self._own:
             self._after[id(tensor.inputs[0])] += pair
-        else:
+        else:  # an input of the graph, or what a body reads of the graphs around it
             self._first += pair
 
     def gate(self, node: gs.Node) -> None:
@@ -107,12 +108,11 @@ class QdqWriter:
             layer.node.inputs.append(output)
 
     def finish(self) -> None:
-        """Put the new nodes where the graph's order wants them and drop what nobody reads any more."""
+        """Put the new nodes where the graph's order wants them."""
         nodes = list(self._first)
         for node in self._graph.nodes:
             nodes += [*self._before[id(node)], node, *self._after[id(node)]]
         self._graph.nodes = nodes
-        self._graph.cleanup()
 
     def _reads_activation(self, node: gs.Node, index: int) -> bool:
         """Operators that take shapes or indices beside the activation read those as they are."""

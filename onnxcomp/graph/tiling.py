@@ -16,6 +16,8 @@ __all__ = ["nonzero", "operands_of", "salience", "untileable"]
 
 Array = np.ndarray[Any, Any]
 
+_LARGEST = 1e15  # sums of squares are to stay within float32
+
 
 def salience(layer: WeightedLayer) -> Array:
     """|w| summed over the kernel: (outputs, inputs), float32."""
@@ -43,13 +45,15 @@ def untileable(layer: WeightedLayer) -> str | None:
     if layer.groups > 1:
         return "a grouped or depthwise kernel has no tiles of its own"
     if layer.nested:
-        return "it lies in the body of a control-flow node"
+        return f"it lies {layer.place}, where channels are not followed"
     if layer.quantized:
         return "its weight is quantized already"
     if layer.shared:
         return "its weight is shared"
-    if min(layer.shape) == 0 or not np.isfinite(layer.array()).all():
-        return "its weight is empty or not finite"
+    if min(layer.shape) == 0:
+        return "its weight is empty"
+    if not np.abs(layer.array()).max() < _LARGEST:  # NaN is not, either
+        return "its weight holds values that are not finite, or too large to add up"
     return None
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from onnxcomp.printable import printable
 from onnxcomp.progress import Progress, silent
 
 __all__ = ["Page", "progress_bars"]
@@ -38,12 +39,14 @@ class Page:
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Print a line; on a narrow terminal its further lines are indented. Names of files are never broken."""
+        text = printable(text)
         if self._stream.isatty():
             text = _filled(text, self._console.width, len(text) - len(text.lstrip()) + 2)
         self._console.print(text, style=style, soft_wrap=True)
 
     def prose(self, text: str, style: str | None = None) -> None:
         """Print a paragraph or an item of a list, in lines that are pleasant to read wherever they go."""
+        text = printable(text)
         marker = _ITEM.match(text)
         width = min(_READABLE, self._console.width)
         self._console.print(_filled(text, width, marker.end() if marker else 0), style=style, soft_wrap=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 
+from onnxcomp.printable import printable
 from onnxcomp.report.schema import Decision, Fidelity, Metric, PassReport, Report
 
 __all__ = ["count", "decisions", "legend", "metric_value", "result_table", "size", "summary", "table"]
@@ -37,9 +40,16 @@ class _Figure:
     meaning: str = ""
 
 
+class _Rows(Table):
+    """Cells may hold names out of a model."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def table(*columns: str, text: Sequence[str] = ()) -> Table:
     """An empty table: the first column and those named in ``text`` hold text, which wraps; the others figures."""
-    result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    result = _Rows(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(columns):
         if index == 0 or column in text:
             result.add_column(column, overflow="fold")

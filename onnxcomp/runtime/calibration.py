@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxcomp.data import Dataset
+from onnxcomp.graph.bodies import Address, addresses
 from onnxcomp.linalg import ranges
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -21,40 +23,79 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics of activations by tensor name."""
+    """Statistics of activations.
 
-    histograms: dict[str, Histogram]
-    means: dict[str, Array]
+    Attributes:
+        histograms: by ``id`` of the tensor.
+        means: in each channel, by ``id`` of the tensor; those that were never computed have none.
+        tensors: all of them, so that nothing else takes their ids.
+    """
 
-    def grid(self, name: str, method: ranges.Method) -> tuple[float, int]:
+    histograms: dict[int, Histogram] = field(default_factory=dict)
+    means: dict[int, Array] = field(default_factory=dict)
+    tensors: tuple[gs.Tensor, ...] = ()
+
+    def seen(self, tensor: gs.Tensor) -> bool:
+        """Whether the tensor was computed while samples ran: not in a branch that was never taken."""
+        return id(tensor) in self.histograms and self.histograms[id(tensor)].count > 0
+
+    def grid(self, tensor: gs.Tensor, method: ranges.Method) -> tuple[float, int]:
         """Scale and zero point of an activation."""
-        histogram = self.histograms[name]
+        histogram = self.histograms[id(tensor)]
         if not histogram.count:
             return ranges.grid(0.0, 0.0)
         low, high = ranges.choose(method, histogram.counts, histogram.edges)
         # Bins end beyond the values; a range need not.
         return ranges.grid(max(low, min(histogram.minimum, 0.0)), min(high, max(histogram.maximum, 0.0)))
 
+    def noise(self, tensor: gs.Tensor, method: ranges.Method) -> float:
+        """The part of an activation's energy that rounding it takes."""
+        histogram = self.histograms[id(tensor)]
+        scale, zero = self.grid(tensor, method)
+        bounds = -zero * scale, (255 - zero) * scale
+        signal, noise = ranges.quantization_noise(histogram.counts, histogram.edges, *bounds)
+        return noise / signal if signal else 0.0
+
 
 def calibrate(
     model: Model,
     dataset: Dataset,
-    tensors: Iterable[str],
-    channel_axes: Mapping[str, int],
+    tensors: Iterable[gs.Tensor],
+    channels: Iterable[tuple[gs.Tensor, int]],
     progress: Progress = silent,
 ) -> Calibration:
-    """Observe histograms of ``tensors``, and means per channel of the tensors in ``channel_axes``.
+    """Observe histograms of ``tensors``, and means per channel of tensors that are given with their channel axis.
+
+    The tensors are those of the model's graph or of the body of an If, Loop or Scan.
 
     Raises:
         InputError: the model does not run on the data.
     """
-    histograms = {name: Histogram() for name in tensors}
-    moments = {name: Moments(axis) for name, axis in channel_axes.items()}
-    wanted: dict[str, list[Accumulator]] = {name: [histogram] for name, histogram in histograms.items()}
-    for name, moment in moments.items():
-        wanted.setdefault(name, []).append(moment)
-    observe(model, dataset, wanted, progress)
-    return Calibration(histograms, {name: moment.mean for name, moment in moments.items() if moment.count})
+    known: dict[int, gs.Tensor] = {}
+    histograms: dict[int, Histogram] = {}
+    moments: dict[int, Moments] = {}
+    wanted: dict[int, list[Accumulator]] = {}
+    for tensor in tensors:
+        known[id(tensor)] = tensor
+        histograms[id(tensor)] = Histogram()
+        wanted[id(tensor)] = [histograms[id(tensor)]]
+    for tensor, axis in channels:
+        if id(tensor) not in moments:
+            known[id(tensor)] = tensor
+            moments[id(tensor)] = Moments(axis)
+            wanted.setdefault(id(tensor), []).append(moments[id(tensor)])
+    places = addresses(model.graph)
+    main: dict[str, list[Accumulator]] = {}
+    inner: dict[Address, list[Accumulator]] = {}
+    for key, accumulators in wanted.items():
+        place = places[key]
+        if place.steps:
+            inner[place] = accumulators
+        else:
+            main[place.name] = accumulators
+    observe(model, dataset, main, progress, inner=inner)
+    means = {key: moment.mean for key, moment in moments.items() if moment.count}
+    return Calibration(histograms, means, tuple(known.values()))
 
 
 def spread(dataset: Dataset, samples: int) -> Dataset:

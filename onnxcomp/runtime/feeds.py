@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
 from onnxcomp.runtime.inputs import Array, ModelInput, model_inputs
-from onnxcomp.runtime.session import create, run
+from onnxcomp.runtime.trial import Trial
+from onnxcomp.validation import quoted
 
 __all__ = ["synthetic"]
 
@@ -19,6 +21,10 @@ __all__ = ["synthetic"]
 _EXTENTS = (224, 64, 32, 48, 320, 28, 16, 640, 8)
 _LENGTHS = (16, 1, 8, 64, 128, 256, 512)
 _UNKNOWN_RANKS = (4, 2, 3, 1, 0)
+
+_SECONDS = 3.0  # for all attempts together, more for large models
+_MOST_BYTES = 2**28  # of one input
+_MOST_OUTPUT_BYTES = 2**27  # they are kept, and compared in double precision
 
 
 def synthetic(model: Model, seed: int = 0) -> dict[str, Any]:
@@ -28,24 +34,35 @@ def synthetic(model: Model, seed: int = 0) -> dict[str, Any]:
     image sizes and sequence lengths elsewhere. Floats are standard normal, integers 0 or 1, so that they are
     valid as token ids, masks and segment ids. A sequence holds two tensors, a map two entries, an optional has a value.
 
+    Nobody vouches for the model yet, so the attempts get little time and memory (see ``runtime.trial``).
+
     Raises:
-        InputError: no combination runs, or no values of an input's type can be made; give data instead.
+        InputError: no combination runs, or not in time, or no values of an input's type can be made; give data instead.
     """
     inputs = model_inputs(model)
-    session = create(model, optimize=False)
+    where = model.path or "the model"
+    trial = Trial(model, _SECONDS)
     last: InputError | None = None
     for shapes in _candidates(inputs):
+        for entry, shape in zip(inputs, shapes, strict=True):
+            if math.prod(shape) * entry.dtype.itemsize > _MOST_BYTES:
+                raise InputError(
+                    f"{where}: its input {quoted(entry.name)} is too large to make up; give data with --data"
+                )
         rng = np.random.default_rng(seed)
         feeds = {entry.name: _values(entry, shape, rng) for entry, shape in zip(inputs, shapes, strict=True)}
         try:
-            run(session, feeds)
+            outputs = trial.run(feeds)
         except InputError as error:
             last = error
+            if trial.over:
+                break
         else:
-            return feeds
-    raise InputError(
-        f"{model.path or 'the model'}: does not run on inputs made up for it ({last}); give data with --data"
-    )
+            size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
+            if size <= _MOST_OUTPUT_BYTES:
+                return feeds
+            last = InputError(f"its outputs hold {size / 1e6:,.0f} MB")
+    raise InputError(f"{where}: does not run on inputs made up for it ({last}); give data with --data")
 
 
 def _candidates(inputs: list[ModelInput]) -> Iterator[list[tuple[int, ...]]]:

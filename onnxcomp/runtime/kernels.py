@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from onnxcomp.errors import InputError
 from onnxcomp.files import scratch_folder
+from onnxcomp.messages import proto_graphs
 from onnxcomp.runtime.session import Loadable, open_session, reason
 
 __all__ = ["Kernel", "optimized_kernels"]
@@ -24,7 +25,7 @@ _APART = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A node of the optimized graph."""
+    """A node of the optimized graph, or of a body in it."""
 
     op: str
     name: str
@@ -33,7 +34,7 @@ class Kernel:
 
 
 def optimized_kernels(model: Loadable, threads: int = 1) -> list[Kernel]:
-    """The nodes of the main graph after all of ONNX Runtime's optimizations on this machine, in order.
+    """The nodes, in bodies too, after all of ONNX Runtime's optimizations on this machine, in order.
 
     Raises:
         InputError: ONNX Runtime refuses the model.
@@ -51,4 +52,8 @@ def optimized_kernels(model: Loadable, threads: int = 1) -> list[Kernel]:
         except Exception as error:  # the binding raises a dozen classes that share no base
             raise InputError(f"the model: ONNX Runtime cannot load it: {reason(error)}") from None
         graph = onnx.load_model(path, load_external_data=False).graph
-    return [Kernel(node.op_type, node.name, tuple(node.input), tuple(node.output)) for node in graph.node]
+    return [
+        Kernel(node.op_type, node.name, tuple(node.input), tuple(node.output))
+        for nested in proto_graphs(graph)
+        for node in nested.node
+    ]

@@ -43,6 +43,7 @@ def create(
     optimize: bool = True,
     providers: Iterable[str] = ("CPUExecutionProvider",),
     config: Mapping[str, str] | None = None,
+    shapes_first: bool = False,
 ) -> ort.InferenceSession:
     """A session that runs ``model``.
 
@@ -52,11 +53,14 @@ def create(
         optimize: let ONNX Runtime rewrite the graph, as a deployment would.
         providers: execution providers in order of preference.
         config: further session configuration entries of ONNX Runtime.
+        shapes_first: run every Shape as soon as it can be, so that nothing stays in memory for its sake.
 
     Raises:
         SessionError: ONNX Runtime refuses the model; the message holds its reason.
     """
     options = _options(threads, optimize, config or {})
+    if shapes_first:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     path = model.path if isinstance(model, Model) else None
     try:
         return open_session(model, options, providers)

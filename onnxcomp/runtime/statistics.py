@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxcomp.data import Dataset
+from onnxcomp.graph.bodies import Address
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.gram import Gram
-from onnxcomp.runtime.session import create, run, with_outputs
+from onnxcomp.runtime.observing import Key, View
 from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Accumulator", "Gram", "Histogram", "Moments", "observe"]
@@ -36,6 +37,7 @@ def observe(
     wanted: Mapping[str, Sequence[Accumulator]],
     progress: Progress = silent,
     max_memory: int = 128 * 2**20,
+    inner: Mapping[Address, Sequence[Accumulator]] | None = None,
 ) -> None:
     """Run every sample through the model and update the accumulators of each tensor with its values.
 
@@ -48,39 +50,47 @@ def observe(
         wanted: accumulators by tensor of the main graph.
         progress: shows the batches.
         max_memory: bytes that the observed values of one batch may take.
+        inner: accumulators by tensor of the body of an If, Loop or Scan. Each is updated once for every time
+            that the tensor is computed, with float32 values: several times for a batch in a loop, never in a
+            branch that is not taken, nor where ``raising.obstacle`` names one or a Scan changes its shape from
+            iteration to iteration.
 
     Raises:
         InputError: the model does not run on the data, or has no such tensor.
     """
-    if not wanted:
+    accumulators: dict[Key, Sequence[Accumulator]] = dict(wanted.items())
+    accumulators.update((inner or {}).items())
+    if not accumulators:
         return
     whole = model.skeleton()
-    for accumulators in wanted.values():
-        for accumulator in accumulators:
+    for each in accumulators.values():
+        for accumulator in each:
             accumulator.expect(dataset.batches)
-    chunks = list(_chunks(whole, dataset, list(wanted), max_memory))
-    for index, names in enumerate(chunks):
-        session = create(with_outputs(whole, names))
+    groups = View.split(whole, accumulators)
+    chunks = [chunk for group in groups for chunk in _chunks(whole, dataset, group, max_memory)]
+    for index, chunk in enumerate(chunks):
+        view = View(whole, chunk)
         part = f" ({index + 1} of {len(chunks)})" if len(chunks) > 1 else ""
         for feeds in progress(dataset.feeds(), f"calibrating{part}", dataset.batches):
-            for name, value in run(session, feeds, names).items():
-                for accumulator in wanted[name]:
+            for key, value in view.run(feeds):
+                for accumulator in accumulators[key]:
                     accumulator.update(value)
 
 
-def _chunks(whole: Skeleton, dataset: Dataset, names: list[str], limit: int) -> Iterator[list[str]]:
-    """The names in their order, cut where the values of a batch would exceed the limit."""
-    values = run(create(with_outputs(whole, names), optimize=False), dataset.sample())
+def _chunks(whole: Skeleton, dataset: Dataset, keys: list[Key], limit: int) -> Iterator[list[Key]]:
+    """The tensors in their order, cut where the values of a batch would exceed the limit."""
+    needed: dict[Key, float] = dict.fromkeys(keys, 0.0)
     per_batch = math.ceil(len(dataset) / dataset.batches) / dataset.least
-    chunk: list[str] = []
+    for key, value in View(whole, keys, optimize=False).run(dataset.sample()):
+        needed[key] += np.asarray(value).nbytes * per_batch
+    chunk: list[Key] = []
     size = 0.0
-    for name in names:
-        needed = np.asarray(values[name]).nbytes * per_batch
-        if chunk and size + needed > limit:
+    for key in keys:
+        if chunk and size + needed[key] > limit:
             yield chunk
             chunk, size = [], 0.0
-        chunk.append(name)
-        size += needed
+        chunk.append(key)
+        size += needed[key]
     yield chunk
 
 

@@ -79,6 +79,8 @@ class Table:
         if payload.nbytes >= LEAST:
             refer(message, len(payloads))
             payloads.append(payload)
+        if tensor.data_location is not None:
+            message.data_location = tensor.data_location
         return message
 
     def put_aside(self, graph_constants: list[gs.Constant], least: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from google.protobuf.message import DecodeError
 
 from onnxcomp.errors import InputError
 from onnxcomp.storage.payload import InFile, InMemory, Payload, SourceFile
-from onnxcomp.storage.skeleton import LEAST, Skeleton, byte_size, is_reference, refer, reference_fields, tensors_of
+from onnxcomp.storage.skeleton import LEAST, Skeleton, is_reference, refer, reference_fields, tensors_of
 from onnxcomp.storage.wire import WireError, strip
+from onnxcomp.validation import byte_size, external_file, external_range, quoted
 
 __all__ = ["external_tensors", "read", "split"]
 
@@ -30,16 +30,16 @@ def read(path: Path) -> tuple[Skeleton, bool]:
     skeleton = _read(path)
     for tensor in tensors_of(skeleton.proto):
         if is_reference(tensor):
-            _check_size(tensor, skeleton.payload(tensor).nbytes, f"{path}: tensor {tensor.name!r} cannot be used:")
+            _check_size(tensor, skeleton.payload(tensor).nbytes, path)
     external = False
     files: dict[Path, SourceFile] = {}
     for tensor in external_tensors(skeleton.proto):
         external = True
         payload = _find(tensor, path, files)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
         if payload.nbytes < LEAST:
             tensor.raw_data = bytes(payload.read())
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
         else:
             refer(tensor, len(skeleton.payloads))
             skeleton.payloads.append(payload)
@@ -60,7 +60,7 @@ def split(proto: onnx.ModelProto) -> Skeleton:
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Tensors whose bytes are in other files."""
     for tensor in tensors_of(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL and not is_reference(tensor):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield tensor
 
 
@@ -93,43 +93,31 @@ def _read(path: Path) -> Skeleton:
     return Skeleton(proto, payloads)
 
 
-def _check_size(tensor: onnx.TensorProto, nbytes: int, problem: str) -> None:
-    wanted = byte_size(tensor)
-    if wanted is None:
-        raise InputError(f"{problem} its type {tensor.data_type} has no size in bytes; export the model again")
-    if nbytes != wanted:
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+def _check_size(tensor: onnx.TensorProto, nbytes: int, path: Path) -> None:
+    where = f"{path}: tensor {quoted(tensor.name)}"
+    if nbytes != (wanted := byte_size(tensor, where) or 0):
         shape = tuple(tensor.dims)
         raise InputError(
-            f"{problem} it has {nbytes} bytes where {kind} of shape {shape} takes {wanted}; export the model again"
+            f"{where} holds {nbytes} bytes where its dimensions {shape} take {wanted}; export the model again"
         )
 
 
 def _find(tensor: onnx.TensorProto, path: Path, files: dict[Path, SourceFile]) -> InFile:
-    """The bytes of a tensor in another file; places outside the model's folder are refused.
+    """The bytes of a tensor in another file.
 
     Raises:
-        InputError: there are none, or too few or too many.
+        InputError: there are none, or too few or too many, or the place is none for them.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    problem = f"{path}: external data of {tensor.name!r} cannot be used:"
-    place = path.parent / entries.get("location", "")
-    folder = os.path.realpath(path.parent)
-    target = Path(os.path.realpath(place))
-    if not entries.get("location") or os.path.commonpath([folder, target]) != folder or target == Path(folder):
-        raise InputError(f"{problem} {entries.get('location')!r} is outside the model's folder")
+    place = external_file(path, entries.get("location", ""), tensor.name)
+    expected = byte_size(tensor, f"{path}: tensor {quoted(tensor.name)}")
     try:
-        if target not in files:
-            files[target] = SourceFile(target)
-        source = files[target]
+        if place not in files:
+            files[place] = SourceFile(place)
     except OSError as error:
-        raise InputError(f"{problem} {place}: {error.strerror}; copy it beside the model") from None
-    try:
-        offset = int(entries.get("offset") or 0)
-        nbytes = int(entries.get("length") or source.size - offset)
-    except ValueError:
-        raise InputError(f"{problem} its offset or length is no number; export the model again") from None
-    if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
-        raise InputError(f"{problem} {place} ends before byte {offset + nbytes}; copy it again")
-    _check_size(tensor, nbytes, problem)
-    return InFile(source, offset, nbytes)
+        raise InputError(
+            f"{path}: external data of {quoted(tensor.name)} cannot be read: {error.strerror}; check its permissions"
+        ) from None
+    source = files[place]
+    span = external_range(path, tensor.name, source.size, entries.get("offset"), entries.get("length"), expected)
+    return InFile(source, *span)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import onnx
 from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
-from onnxcomp.messages import copy_fields
+from onnxcomp.messages import copied, copy_fields, shell
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.wire import Buffer, field_of
 
-__all__ = ["LEAST", "Skeleton", "byte_size", "is_reference", "refer", "reference_fields", "referred", "tensors_of"]
+__all__ = ["LEAST", "Skeleton", "is_reference", "refer", "reference_fields", "referred", "tensors_of"]
 
 LARGE = 512 * 2**20
 """Bytes of a model from which its weights are kept out of memory wherever that is possible."""
@@ -27,9 +24,6 @@ LEAST = 1024
 
 # No file can contain this, so no file can pass its own tensors off as references.
 _HERE = f"onnxcomp:{secrets.token_hex(16)}"
-_EXTERNAL = onnx.TensorProto.EXTERNAL
-
-M = TypeVar("M", bound=Message)
 
 
 @dataclass
@@ -102,6 +96,7 @@ class Skeleton:
                 payload = self.payload(tensor)
                 location, offset = place(payload)
                 tensor.ClearField("external_data")
+                tensor.data_location = onnx.TensorProto.EXTERNAL
                 for key, value in ("location", location), ("offset", offset), ("length", payload.nbytes):
                     tensor.external_data.add(key=key, value=str(value))
         return proto
@@ -109,9 +104,9 @@ class Skeleton:
     def fill(self, tensor: onnx.TensorProto) -> None:
         """Put a tensor's bytes in the place of a reference."""
         if is_reference(tensor):
-            tensor.raw_data = bytes(self.payload(tensor).read())
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
+            data = bytes(self.payload(tensor).read())
+            tensor.CopyFrom(_dereferred(tensor))
+            tensor.raw_data = data
 
     def payload(self, reference: onnx.TensorProto) -> Payload:
         """What a reference refers to."""
@@ -135,57 +130,39 @@ class Skeleton:
         return proto
 
 
-def byte_size(tensor: onnx.TensorProto) -> int | None:
-    """Bytes that the tensor's type and dimensions call for; None for types of no fixed size."""
-    bits = _BITS.get(tensor.data_type)
-    if bits is None:
-        return None
-    elements: int = math.prod(tensor.dims)
-    return -(-elements * bits // 8)
-
-
-def _bits() -> dict[int, int]:
-    """Of each element type."""
-    found = {}
-    for element in onnx.helper.get_all_tensor_dtypes():
-        name = onnx.helper.tensor_dtype_to_string(element).rsplit(".", 1)[-1]
-        if name in ("STRING", "UNDEFINED"):
-            continue
-        packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.get(name)
-        found[int(element)] = packed or 8 * onnx.helper.tensor_dtype_to_np_dtype(element).itemsize
-    return found
-
-
-_BITS = _bits()
-
-
 # -- references --------------------------------------------------------------------------------------------
 
 
 def is_reference(tensor: onnx.TensorProto) -> bool:
     """Whether the tensor stands for a payload."""
-    return tensor.data_location == _EXTERNAL and any(entry.value == _HERE for entry in tensor.external_data)
+    return any(entry.key == _HERE for entry in tensor.external_data)
 
 
 def referred(reference: onnx.TensorProto) -> int:
     """The index of the payload that a reference stands for."""
-    return next(int(entry.value) for entry in reference.external_data if entry.key == "offset")
+    return next(int(entry.value) for entry in reference.external_data if entry.key == _HERE)
 
 
 def refer(tensor: onnx.TensorProto, index: int) -> None:
     """Make the tensor stand for a payload."""
     tensor.ClearField("raw_data")
-    tensor.ClearField("external_data")
     tensor.MergeFromString(reference_fields(index))
 
 
 def reference_fields(index: int) -> bytes:
-    """The fields that make a TensorProto without data a reference."""
-    tensor = onnx.TensorProto(data_location=_EXTERNAL)
-    tensor.external_data.add(key="location", value=_HERE)
-    tensor.external_data.add(key="offset", value=str(index))
+    """The field that makes a TensorProto without data a reference."""
+    tensor = onnx.TensorProto()
+    tensor.external_data.add(key=_HERE, value=str(index))
     data: bytes = tensor.SerializeToString()
     return data
+
+
+def _dereferred(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A copy that is no reference, and has no data."""
+    plain = copied(tensor)
+    del plain.external_data[:]
+    plain.external_data.extend(entry for entry in tensor.external_data if entry.key != _HERE)
+    return plain
 
 
 def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -262,11 +239,12 @@ def _pieces(message: Message, payloads: list[Payload]) -> Pieces:
 
 def _tensor_pieces(tensor: onnx.TensorProto, payloads: list[Payload]) -> Pieces:
     payload = payloads[referred(tensor)]
-    number = tensor.DESCRIPTOR.fields_by_name["raw_data"].number
-    kept = [field for field, _ in tensor.ListFields() if field.name not in ("external_data", "data_location")]
-    before = _only(tensor, {field.name for field in kept if field.number < number})
-    behind = _only(tensor, {field.name for field in kept if field.number > number})
-    return [before, field_of(number, payload.nbytes), payload, behind, _unknown(tensor)]
+    plain = _dereferred(tensor)
+    number = plain.DESCRIPTOR.fields_by_name["raw_data"].number
+    fields = [field for field, _ in plain.ListFields()]
+    before = _only(plain, {field.name for field in fields if field.number < number})
+    behind = _only(plain, {field.name for field in fields if field.number > number})
+    return [before, field_of(number, payload.nbytes), payload, behind, _unknown(plain)]
 
 
 def _refers(message: Message) -> bool:
@@ -291,23 +269,17 @@ def _present(attribute: onnx.AttributeProto) -> tuple[onnx.GraphProto, ...]:
     return (attribute.g,) if attribute.HasField("g") else ()
 
 
-def _only(message: M, names: set[str]) -> bytes:
+def _only(message: Message, names: set[str]) -> bytes:
     """The serialized message with these of its known fields alone."""
     part = type(message)()
-    copy_fields(message, part, skip={descriptor.name for descriptor, _ in message.ListFields()} - names)
+    copy_fields(message, part, skip={field.name for field, _ in message.ListFields()} - names)
     data: bytes = part.SerializeToString()
     return data
 
 
-def _unknown(message: M) -> bytes:
+def _unknown(message: Message) -> bytes:
     """What a newer version of ONNX has added; protobuf keeps it, and writes it last."""
-    if not len(UnknownFieldSet(message)):
-        return b""
-    rest = type(message)()
-    rest.CopyFrom(message)
-    for descriptor, _ in message.ListFields():
-        rest.ClearField(descriptor.name)
-    data: bytes = rest.SerializeToString()
+    data: bytes = shell(message, without={field.name for field, _ in message.ListFields()}).SerializeToString()
     return data
 
 

@@ -50,7 +50,9 @@ def branches_that_read_outer_weights() -> onnx.ModelProto:
 
 @construct
 def branches_that_read_outer_sparse_weights() -> onnx.ModelProto:
-    proto = surround([branch(body("then"), body("else", reads="s")), layer()], inputs=[CONDITION])
+    odd = layer()
+    odd.output[0] = "z"
+    proto = surround([branch(body("then"), body("else", reads="s")), odd], inputs=[CONDITION])
     del proto.graph.output[0]
     proto.graph.sparse_initializer.append(sparse(name="s"))
     return proto

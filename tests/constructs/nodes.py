@@ -97,6 +97,8 @@ def attributes() -> dict[str, Sequence[AttributeProto]]:
     described = tensor("inner", 2, 3)
     described.doc_string = "a table"
     note(described, unit="cm")
+    part = TensorProto(dims=[2], data_type=TensorProto.FLOAT, float_data=[1.0])
+    part.segment.begin, part.segment.end = 0, 1
     return {
         "float": [make("f", 0.1), make("nan", float("nan")), make("zero", -0.0), make("inf", float("-inf"))],
         "int": [make("i", -(2**63))],
@@ -107,6 +109,7 @@ def attributes() -> dict[str, Sequence[AttributeProto]]:
         "tensor_without_a_name": [make("t", numpy_helper.from_array(np.arange(3)))],
         "tensor_with_an_empty_name": [make("t", numpy_helper.from_array(np.arange(3), ""))],
         "tensor_of_strings": [make("t", numpy_helper.from_array(np.array([b"a", b"\xff"], object), "t"))],
+        "tensor_in_segments": [make("t", part)],
         "tensor_that_is_missing": [AttributeProto(name="t", type=AttributeProto.TENSOR)],
         "graph": [make("g", graph)],
         "sparse_tensor": [make("sparse", sparse(TensorProto.INT8))],
