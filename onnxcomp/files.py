@@ -95,7 +95,10 @@ def scratch_folder() -> Iterator[Path]:
     _remove_unlocked(place, _SCRATCH_PREFIX, _SUFFIX)
     while True:
         folder = Path(tempfile.mkdtemp(_SUFFIX, _SCRATCH_PREFIX, place))
-        descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # before it was locked, another process took it for one of a dead process
+            continue
         try:
             if descriptor is None or _claim(descriptor, folder):
                 yield folder

@@ -121,6 +121,27 @@ def test_files_of_other_programs_stay(tmp_path: Path) -> None:
     assert names < set(os.listdir(tmp_path))
 
 
+def test_a_scratch_folder_that_another_process_took_for_a_stray_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = os.open
+    taken: list[str] = []
+
+    def open_after_the_other(path: str, flags: int, *more: int, **others: int) -> int:
+        if not taken and os.path.isdir(path):
+            taken.append(str(path))
+            os.rmdir(path)
+        return opened(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", open_after_the_other)
+    with scratch_folder() as folder:
+        assert folder.is_dir()
+        assert taken
+        assert str(folder) not in taken
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_scratch_folder_goes_and_takes_those_of_killed_processes_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

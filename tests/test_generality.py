@@ -17,8 +17,10 @@ from harness.examine import EVERY_PASS, examine, without_timing
 from onnxcomp import Model, compress
 from onnxcomp.data import Dataset
 from onnxcomp.errors import OnnxcompWarning, SessionError
+from onnxcomp.report.inspection import inspect
 from onnxcomp.runtime import session
 from onnxcomp.runtime.feeds import synthetic
+from onnxcomp.runtime.target import Target
 from tests.architectures import ARCHITECTURES, build
 
 # Which of these passes change the model; no entry means that quant alone does. Every other pass has to keep what all
@@ -173,14 +175,21 @@ def test_weights_that_are_no_numbers_stay_as_they_are(name: str) -> None:
 # -- inputs that are no tensors ------------------------------------------------------------------------------
 
 
-def test_a_model_fed_with_sequences_is_compressed_without_data() -> None:
-    proto = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["" : 17]>
-        net (seq(float[N,32]) s) => (float[N,16] y) { c = ConcatFromSequence <axis = 0> (s)  y = MatMul(c, w) }"""
-    )
-    weight = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+SEQUENCES = """(seq(float[N,32]) s) => (float[N,16] y) { c = ConcatFromSequence <axis = 0> (s)  y = MatMul(c, w) }"""
+BFLOAT16 = """(bfloat16[N,32] s) => (bfloat16[N,16] y) {
+    c = Cast <to = 1> (s)
+    m = MatMul(c, w)
+    y = Cast <to = 16> (m)
+}"""
+
+
+@pytest.mark.parametrize("body", [SEQUENCES, BFLOAT16], ids=["sequence", "bfloat16"])
+def test_models_are_compressed_and_inspected_whatever_they_are_fed_with(body: str) -> None:
+    model = Model.from_proto(build(body, {"w": (32, 16)}))
     with without_timing():
-        result = compress(Model.from_proto(proto), "fold,quant")
+        result = compress(model, "fold,quant")
     assert result.report.succeeded
     assert [step.status for step in result.report.passes] == ["unchanged", "applied"]
+    found = inspect(model, target=Target.host())
+    assert [layer.op for layer in found.layers] == ["MatMul"]
+    assert found.feeds is not None

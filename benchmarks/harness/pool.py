@@ -116,7 +116,10 @@ def _serve(connection: Connection, function: Callable[[Any], Any], prepare: Call
             result = function(item), None
         except Exception as error:
             result = None, f"{type(error).__name__}: {error}"
-        connection.send(result)
+        try:
+            connection.send(result)
+        except BrokenPipeError:  # nobody waits for it any more
+            return
 
 
 def _how_it_ended(code: int | None) -> str:

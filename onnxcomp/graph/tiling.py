@@ -52,7 +52,7 @@ def untileable(layer: WeightedLayer) -> str | None:
         return "its weight is shared"
     if min(layer.shape) == 0:
         return "its weight is empty"
-    if not np.abs(layer.array()).max() < _LARGEST:  # NaN is not, either
+    if not float(np.abs(layer.array()).max()) < _LARGEST:  # NaN is not, either
         return "its weight holds values that are not finite, or too large to add up"
     return None
 

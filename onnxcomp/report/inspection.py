@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 from rich.table import Table
 
@@ -92,7 +93,7 @@ class Inspection(Section):
     input: Input
     """The model."""
     feeds: dict[str, list[int]] | None
-    """Shapes of the inputs that it was run on; null when it was not run."""
+    """Shapes of the tensors that it was run on; null when it was not run."""
     threads: int
     """Threads of the run that was timed."""
     layers: list[LayerFacts] = Field(default_factory=list)
@@ -137,7 +138,7 @@ def inspect(
     counted = cost(model, shapes)
     return Inspection(
         input=describe_input(model, counted.parameters, counted.flops if feeds is not None else None),
-        feeds=None if feeds is None else {name: list(array.shape) for name, array in feeds.items()},
+        feeds=None if feeds is None else _shapes(feeds),
         threads=target.threads,
         layers=list(_layers(model, counted, ran=feeds is not None)),
         operators=[] if feeds is None else list(_operators(model, feeds, target.threads)),
@@ -229,6 +230,11 @@ def _layers(model: Model, counted: Cost, ran: bool) -> Iterator[LayerFacts]:
         shape = None if layer is None else list(layer.shape)
         flops = entry.flops if ran else None
         yield LayerFacts(name=name, op=entry.op, shape=shape, parameters=entry.parameters, flops=flops)
+
+
+def _shapes(feeds: Feeds) -> dict[str, list[int]]:
+    """Of the arrays; sequences and maps have none."""
+    return {name: list(value.shape) for name, value in feeds.items() if isinstance(value, np.ndarray)}
 
 
 def _operators(model: Model, feeds: Feeds, threads: int) -> Iterator[OperatorFacts]:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnxcomp.codec import nested_graphs
 from onnxcomp.files import scratch_folder
 from onnxcomp.model import Model
-from onnxcomp.runtime.session import Feeds, Loadable, open_session
+from onnxcomp.runtime.session import Feeds, Loadable, open_session, run
 
 __all__ = ["OperatorTime", "body_shapes", "time_by_operator"]
 
@@ -124,7 +124,7 @@ def _kernel_events(model: Loadable, feeds: Feeds, threads: int, runs: int, optim
         options.profile_file_prefix = str(folder / "profile")
         session = open_session(model, options)
         for _ in range(runs):
-            session.run(None, dict(feeds))
+            run(session, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
