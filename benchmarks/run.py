@@ -25,6 +25,7 @@ from harness.entries import ENTRIES, Entry, add_report, report_of
 from harness.process import Limits, Outcome, run
 from harness.render import render
 from harness.results import Environment, Results, Row, Section, ratio_of
+from harness.robustness import robustness
 from harness.zoo import MODELS, ZooModel
 
 HERE = Path(__file__).resolve().parent
@@ -193,7 +194,7 @@ def main() -> int:
             for model in models:
                 results.sections[model.name] = asked.section(model)
                 results.write(stored)
-    options.out.write_text(render(results), encoding="utf-8")
+    options.out.write_text(render(results) + robustness(options.out.parent), encoding="utf-8")
     return 0
 
 
