@@ -5,18 +5,20 @@
     python benchmarks/fuzz.py --only 17                   # one, with what the command printed
 
 Every case must end within 10 s and 2 GB with one sentence and exit code 2, or with a verified model (exit code 0, or 3
-when a pass had to be undone). The cases are the same every time.
+when a pass had to be undone). The cases are the same every time. ``run.py --render`` puts the counts into RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the generators of the tests
@@ -88,6 +90,8 @@ def _document(verdicts: list[Verdict], spawned: list[Verdict], seconds: float) -
     for verdict in verdicts:
         kinds.setdefault(verdict.case.kind, Counter())[verdict.outcome] += 1
     return {
+        "date": datetime.date.today().isoformat(),
+        "onnxruntime": version("onnxruntime"),
         "cases": len(verdicts),
         "outcomes": dict(sorted(Counter(verdict.outcome for verdict in verdicts).items())),
         "kinds": {kind: dict(sorted(counts.items())) for kind, counts in sorted(kinds.items())},

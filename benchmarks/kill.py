@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place.reference()
         strays = place.strays(outputs)
     document = {
+        "date": datetime.date.today().isoformat(),
         "kills": kills,
         "old": found["old"],
         "new": found["new"],

@@ -26,6 +26,7 @@ from harness.entries import ENTRIES, Entry, add_report, report_of
 from harness.process import Limits, Outcome, run
 from harness.render import render
 from harness.results import Environment, Results, Row, Section, ratio_of
+from harness.robustness import robustness
 from harness.zoo import MODELS, ZooModel
 
 HERE = Path(__file__).resolve().parent
@@ -194,7 +195,9 @@ def main() -> int:
             for model in models:
                 results.sections[model.name] = asked.section(model)
                 results.write(stored)
-    options.out.write_text(render(results, Collection.read(HERE / "COLLECTION.json")), encoding="utf-8")
+    options.out.write_text(
+        render(results, Collection.read(HERE / "COLLECTION.json")) + robustness(options.out.parent), encoding="utf-8"
+    )
     return 0
 
 

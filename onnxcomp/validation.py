@@ -20,12 +20,14 @@ from onnx import AttributeProto, TensorProto
 from onnxcomp.errors import InputError
 from onnxcomp.storage.skeleton import is_reference
 
-__all__ = ["byte_size", "check_structure", "external_file", "external_range", "quoted"]
+__all__ = ["MOST_AXES", "byte_size", "check_structure", "external_file", "external_range", "quoted"]
+
+MOST_AXES = 64
+"""Dimensions that an array of NumPy can have."""
 
 _DEEPEST_BODY = 20  # graphs in graphs; what walks them is recursive
 _DEEPEST_CALL = 100  # functions that call functions
 _MOST_NODES = 20_000  # of functions written out at each of their calls, as ONNX Runtime does at every load, slowly
-_MOST_AXES = 64  # NumPy's limit
 _MOST_DENSE_BYTES = 2**31
 _AGAIN = "export the model again"
 
@@ -138,10 +140,8 @@ def byte_size(tensor: TensorProto, where: str) -> int | None:
     Raises:
         InputError: the type is unknown, a dimension is negative, or there are too many of them.
     """
-    if len(tensor.dims) > _MOST_AXES:
-        raise InputError(
-            f"{where} has {len(tensor.dims)} dimensions, more than the {_MOST_AXES} there can be; {_AGAIN}"
-        )
+    if len(tensor.dims) > MOST_AXES:
+        raise InputError(f"{where} has {len(tensor.dims)} dimensions, more than the {MOST_AXES} there can be; {_AGAIN}")
     if any(dim < 0 for dim in tensor.dims):
         raise InputError(f"{where} has the dimensions {tuple(tensor.dims)}, of which one is negative; {_AGAIN}")
     if tensor.data_type == TensorProto.STRING:

@@ -56,7 +56,7 @@ def test_an_endless_loop_is_stopped() -> None:
 
 
 def test_a_trial_gets_no_more_than_its_memory() -> None:
-    with pytest.raises(SessionError, match=r"it needs more than the 1 GB of memory allowed"):
+    with pytest.raises(SessionError, match=r"it needs more than the 512 MB of memory allowed"):
         Trial(filled(2**29), seconds=30).run(FEEDS)
     assert Trial(filled(2**20), seconds=30).run(FEEDS)["y"].shape == (1, 4)  # the next one has it all again
 
@@ -67,7 +67,7 @@ def test_large_models_get_more_time() -> None:
     assert Trial(net.model(), seconds=1.0).seconds == pytest.approx(1 + 4 * 2048 * (256 + 2048 + 2) / 2e6)
 
 
-@pytest.mark.parametrize("dims", [[2**40], [2**62, 2**62], [1] * 4 + [2**30]])
+@pytest.mark.parametrize("dims", [[2**40], [2**62, 2**62], [2**62, 0], [1] * 70])
 def test_inputs_that_are_too_large_are_not_made_up(dims: list[int]) -> None:
     proto = made_from([helper.make_node("Relu", ["x"], ["y"])])
     proto.graph.input[0].type.tensor_type.shape.Clear()
@@ -79,9 +79,10 @@ def test_inputs_that_are_too_large_are_not_made_up(dims: list[int]) -> None:
 
 def test_outputs_that_are_too_large_to_compare_call_for_data() -> None:
     proto = made_from(
-        [helper.make_node("Tile", ["x", "times"], ["y"])], [numpy_helper.from_array(np.array([2**24, 1]), "times")]
+        [helper.make_node("Tile", ["x", "times"], ["y"])],
+        [numpy_helper.from_array(np.array([2**23 + 2**22, 1]), "times")],
     )
-    with pytest.raises(InputError, match="its outputs hold 268 MB"):
+    with pytest.raises(InputError, match="its outputs hold 201 MB"):
         synthetic(Model.from_proto(proto))
 
 
@@ -97,16 +98,16 @@ def test_folding_keeps_nodes_with_large_results_and_never_computes_them() -> Non
 
 
 def test_shapes_are_found_without_keeping_every_tensor(tmp_path: Path) -> None:
-    """Of 60 tensors of 32 MB, few are in memory at once."""
+    """Of 60 tensors of 8 MB, few are in memory at once."""
     names = ["large", *(f"t{index}" for index in range(60))]
     nodes = [helper.make_node("Tile", ["x", "times"], ["large"])]
     nodes += [helper.make_node("Relu", [a], [b]) for a, b in itertools.pairwise(names)]
     nodes.append(helper.make_node("ReduceMax", [names[-1]], ["y"], keepdims=0))
-    onnx.save(made_from(nodes, [numpy_helper.from_array(np.array([2**21, 1]), "times")]), tmp_path / "net.onnx")
+    onnx.save(made_from(nodes, [numpy_helper.from_array(np.array([2**19, 1]), "times")]), tmp_path / "net.onnx")
     model = Model.load(tmp_path / "net.onnx")
     before = peak()
-    assert shapes.observed(model, FEEDS)["t59"] == (2**21, 4)
-    assert peak() - before < 600e6
+    assert shapes.observed(model, FEEDS)["t59"] == (2**19, 4)
+    assert peak() - before < 200e6
 
 
 def peak() -> int:

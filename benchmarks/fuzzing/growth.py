@@ -237,7 +237,7 @@ def looping(body: Sequence[onnx.NodeProto], trips: int, goes: str = "going", gat
 
 
 def endless(rng: np.random.Generator) -> onnx.ModelProto:
-    return looping([helper.make_node("Relu", ["state"], ["next"])], pick(rng, (10**4, 10**7, 2**40, 2**63 - 1, -1)))
+    return looping([helper.make_node("Relu", ["state"], ["next"])], pick(rng, (10**3, 10**7, 2**40, 2**63 - 1, -1)))
 
 
 def doubling(rng: np.random.Generator) -> onnx.ModelProto:
@@ -248,7 +248,7 @@ def doubling(rng: np.random.Generator) -> onnx.ModelProto:
 def gathering(rng: np.random.Generator) -> onnx.ModelProto:
     """Every trip adds to an output that is kept."""
     body = [helper.make_node("Relu", ["state"], ["next"]), helper.make_node("Identity", ["state"], ["row"])]
-    return looping(body, pick(rng, (10**4, 10**8, 2**40)), gathers=True)
+    return looping(body, pick(rng, (10**3, 10**8, 2**40)), gathers=True)
 
 
 def loops_in_loops(rng: np.random.Generator) -> onnx.ModelProto:

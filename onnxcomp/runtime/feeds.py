@@ -13,7 +13,7 @@ from onnxcomp.errors import InputError
 from onnxcomp.model import Model
 from onnxcomp.runtime.inputs import Array, ModelInput, model_inputs
 from onnxcomp.runtime.trial import Trial
-from onnxcomp.validation import quoted
+from onnxcomp.validation import MOST_AXES, quoted
 
 __all__ = ["synthetic"]
 
@@ -22,7 +22,7 @@ _EXTENTS = (224, 64, 32, 48, 320, 28, 16, 640, 8)
 _LENGTHS = (16, 1, 8, 64, 128, 256, 512)
 _UNKNOWN_RANKS = (4, 2, 3, 1, 0)
 
-_SECONDS = 3.0  # for all attempts together, more for large models
+_SECONDS = 2.0  # for all attempts together, more for large models
 _MOST_BYTES = 2**28  # of one input
 _MOST_OUTPUT_BYTES = 2**27  # they are kept, and compared in double precision
 
@@ -45,7 +45,8 @@ def synthetic(model: Model, seed: int = 0) -> dict[str, Any]:
     last: InputError | None = None
     for shapes in _candidates(inputs):
         for entry, shape in zip(inputs, shapes, strict=True):
-            if math.prod(shape) * entry.dtype.itemsize > _MOST_BYTES:
+            elements = math.prod(max(dim, 1) for dim in shape)
+            if elements * entry.dtype.itemsize > _MOST_BYTES or len(shape) > MOST_AXES:
                 raise InputError(
                     f"{where}: its input {quoted(entry.name)} is too large to make up; give data with --data"
                 )

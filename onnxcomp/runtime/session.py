@@ -61,6 +61,7 @@ def create(
     options = _options(threads, optimize, config or {})
     if shapes_first:
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = True  # the shapes would split up what the allocator of the system gets back
     path = model.path if isinstance(model, Model) else None
     try:
         return open_session(model, options, providers)

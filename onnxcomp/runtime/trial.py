@@ -24,10 +24,10 @@ from onnxcomp.runtime.values import run_session
 
 __all__ = ["MEMORY", "Trial"]
 
-MEMORY = 2**30
+MEMORY = 2**29
 """Bytes that a limited trial may hold, the model's weights included."""
 
-_LARGE = 2**28  # bytes of weights; no small file makes up so many, so such models run without a limit
+_LARGE = 2**26  # bytes of weights; no small file makes up so many, so such models run without a limit
 _BYTES_A_SECOND = 2e6  # of weights, for which a model gets more time
 _SHARED = "session.use_env_allocators"
 _SHRINK = "memory.enable_memory_arena_shrinkage"
@@ -40,7 +40,7 @@ class Trial:
     Args:
         model: any model.
         seconds: of wall clock for all runs together; a model gets one more for every 2 MB of weights.
-        limited: whether they may hold ``MEMORY`` bytes at most; models of over 256 MB are not limited.
+        limited: whether they may hold ``MEMORY`` bytes at most; models with over 64 MB of weights are not.
         threads: as of ``session.create``.
 
     Attributes:
@@ -89,7 +89,7 @@ class Trial:
         if self.over:
             return f"it does not end within the {self.seconds:.0f} s allowed for that"
         if "Available memory of" in str(error):
-            return f"it needs more than the {MEMORY / 2**30:.0f} GB of memory allowed for that"
+            return f"it needs more than the {MEMORY >> 20} MB of memory allowed for that"
         return reason(error)
 
 
