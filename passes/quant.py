@@ -99,9 +99,10 @@ class Quant(Pass):
     stage: ClassVar[Stage] = Stage.QUANT
     requires: ClassVar[tuple[str, ...]] = ("fold",)
 
-    mode: Literal["auto", "static", "dynamic"] = Field(
+    mode: Literal["auto", "static", "dynamic", "weights"] = Field(
         "auto",
-        description="auto: static, but dynamic for MatMuls where these hold most weights, and without data",
+        description="auto: static, but dynamic for MatMuls where these hold most weights, and without data; "
+        "weights: store every layer, for the file alone",
     )
     ranges: Literal["auto", "mse", "percentile", "minmax"] = Field(
         "auto", description="how activation ranges are chosen; auto: what gives the outputs the highest SQNR"
@@ -172,8 +173,9 @@ class _Quantization:
         if self.data is not None:
             self.calibration = self._calibrate(division)
             self._leave_unseen(division)
-            measured = spread(self.data, _MEASURED_SAMPLES)
-            self.evaluator = Evaluator(self.model.copy(), measured, metric_named("sqnr"))
+            if division.static:
+                measured = spread(self.data, _MEASURED_SAMPLES)
+                self.evaluator = Evaluator(self.model.copy(), measured, metric_named("sqnr"))
         writer = FormWriter(self.model.graph)
         dynamic = {layer.name: self._write_dynamic(writer, layer) for layer in division.dynamic}
         for layer in division.tables:
@@ -203,7 +205,7 @@ class _Quantization:
         no_range = "mode is dynamic" if self.data is not None else "there is no calibration data"
         kept = {id(layer.weight) for layer in self.layers if layer.name in self.options.keep}
         for layer in self.layers:
-            reason = unsuitable(layer)
+            reason = unsuitable(layer) or ("mode is weights" if self.options.mode == "weights" else "")
             if layer.name in self.options.keep:
                 self.ctx.skip(layer, "kept in float, as option keep asks")
             elif id(layer.weight) in kept:

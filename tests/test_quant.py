@@ -281,6 +281,20 @@ def test_without_data_convolutions_are_stored_in_8_bits_and_run_in_float() -> No
     assert compare(original, session.create(model), data).fidelity.sqnr_db > 35
 
 
+def test_weights_alone_are_stored_in_8_bits_whatever_the_data() -> None:
+    for with_data in (True, False):
+        model = residual_net(64)
+        data = images(model)
+        original = session.create(model)
+        size = len(model.serialize())
+        decisions = quantize(model, data if with_data else None, mode="weights")
+        assert {decision.action for decision in decisions.values()} == {"stored"}
+        assert "mode is weights" in decisions["Conv:c1"].reason
+        assert not {"QLinearConv", "DequantizeLinear"} & set(kernels(model))
+        assert len(model.serialize()) < size / 3
+        assert compare(original, session.create(model), data).fidelity.sqnr_db > 35
+
+
 def test_a_shared_weight_and_a_transposed_convolution_are_stored_once() -> None:
     rng = np.random.default_rng(0)
     arrays = {
