@@ -158,7 +158,7 @@ def test_every_edit_is_seen(edit: Edit) -> None:
     proto.graph.initializer.append(models.tensor("idle", 2))
     proto.graph.node[2].input[0] = "named"
     proto.graph.node[1].output[0] = "named"
-    proto.graph.node.append(helper.make_node("Concat", ["named", "scales"], ["z"], axis=0))
+    proto.graph.node.insert(2, helper.make_node("Concat", ["named", "scales"], ["z"], axis=0))
     proto.graph.node.append(helper.make_node("Split", ["z"], ["p"], parts=[1, 2]))
     model = Model.from_proto(proto)
     states = []
