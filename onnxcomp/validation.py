@@ -301,7 +301,9 @@ class _Check:
 
     def _unknown(self, node: onnx.NodeProto, name: str, nodes: Iterable[onnx.NodeProto]) -> NoReturn:
         if any(name in other.output for other in nodes):
-            self._refuse(f"{_described(node)} reads {quoted(name)} before it is computed: nodes form a cycle")
+            self._refuse(
+                f"{_described(node)} reads {quoted(name)} before it is computed: nodes are out of order or in a circle"
+            )
         self._refuse(f"{_described(node)} reads {quoted(name)}, which nothing computes")
 
     def _refuse(self, problem: str, remedy: str = _AGAIN) -> NoReturn:

@@ -64,7 +64,7 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     ),
     "a cycle": (
         lambda p: p.graph.node[0].input.__setitem__(0, "y"),
-        r"node 'first' \(MatMul\) reads 'y' before it is computed: nodes form a cycle",
+        r"node 'first' \(MatMul\) reads 'y' before it is computed: nodes are out of order or in a circle",
     ),
     "nothing computes an input": (
         lambda p: p.graph.node[1].input.__setitem__(0, "gone"),
