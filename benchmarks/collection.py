@@ -24,6 +24,7 @@ from harness.environment import environment
 from harness.examine import Finding
 from harness.render import render
 from harness.results import Results
+from harness.robustness import robustness
 
 HERE = Path(__file__).resolve().parent
 
@@ -44,7 +45,8 @@ def main() -> int:
             return 1 if result.failures else 0
         result.write(options.out)
     stored = Collection.read(options.out)
-    (HERE / "RESULTS.md").write_text(render(Results.read(HERE / "RESULTS.json"), stored), encoding="utf-8")
+    text = render(Results.read(HERE / "RESULTS.json"), stored) + robustness(HERE)
+    (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
     return 1 if stored is not None and stored.failures else 0
 
 

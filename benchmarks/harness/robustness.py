@@ -1,4 +1,4 @@
-"""What ``fuzz.py`` and ``kill.py`` found, as Markdown."""
+"""What ``fuzz.py``, ``kill.py`` and ``large.py`` found, as Markdown."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ _KINDS = {
 
 
 def robustness(folder: Path) -> str:
-    """A section for each of ``FUZZ.json`` and ``KILL.json`` that is in the folder."""
+    """A section for each of ``FUZZ.json``, ``KILL.json`` and ``LARGE.json`` that is in the folder."""
     parts = []
-    if (folder / "FUZZ.json").is_file():
-        parts.append(_fuzz(json.loads((folder / "FUZZ.json").read_text(encoding="utf-8"))))
-    if (folder / "KILL.json").is_file():
-        parts.append(_kill(json.loads((folder / "KILL.json").read_text(encoding="utf-8"))))
+    for name, section in (("FUZZ.json", _fuzz), ("KILL.json", _kill), ("LARGE.json", _large)):
+        if (folder / name).is_file():
+            parts.append(section(json.loads((folder / name).read_text(encoding="utf-8"))))
     return "".join(f"\n{part}\n" for part in parts)
 
 
@@ -59,5 +58,33 @@ def _kill(found: dict[str, Any]) -> str:
             f"{found['broken']} times",
             f"- {found['kills_that_left_temporaries']} left temporary files; after the next run there were "
             f"{len(found['strays_after_the_next_run'])}",
+        ]
+    )
+
+
+def _large(found: dict[str, Any]) -> str:
+    through, compiled = found["through"], found["compile"]
+    low, high = through["time_ratio_spread"]
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    rows = [
+        f"| `-p {row['pipeline']}` | {row['size_ratio']:.2f}x | {row['latency_ratio']:.2f}x | {row['sqnr_db']:.1f} dB | "
+        f"{row['seconds']:.0f} s | {row['peak_bytes'] / 1e9:.2f} GB | {row['peak_over_weights']:.2f}x |"
+        for row in compiled["rows"]
+    ]
+    return "\n".join(
+        [
+            "## Models of gigabytes",
+            "",
+            f"- {found['date']}, `python benchmarks/large.py`, {versions}",
+            f"- loaded and saved, {through['weight_bytes'] / 1e6:,.0f} MB of weights in one file, {through['rounds']} rounds "
+            f"in turn: {through['time_ratio']:.2f} of the time of onnx's own load and save ({low:.2f} to {high:.2f}), "
+            f"{through['memory_ratio']:.2f} of its peak memory "
+            f"({through['peak_bytes']['onnxcomp'] / 1e6:,.0f} against {through['peak_bytes']['onnx'] / 1e6:,.0f} MB); "
+            "the files are the same, byte for byte",
+            f"- compiled: a transformer of {compiled['weight_bytes'] / 1e9:.2f} GB of float32 weights",
+            "",
+            "| pipeline | smaller | speed | SQNR | whole command | peak memory | over the weights |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            *rows,
         ]
     )
