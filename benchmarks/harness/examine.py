@@ -8,7 +8,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -340,7 +340,7 @@ def _complaint(proto: onnx.ModelProto) -> str | None:
 
 
 def _calibration(case: Case) -> Dataset | None:
-    """The feeds of the collection with noise on the floats, or None where the model does not run on them."""
+    """The feeds of the collection, with noise on the floats where it runs on that too; None where there are none."""
     rng = np.random.default_rng(0)
     first = case.sets[0][0]
     if not first:
@@ -349,12 +349,12 @@ def _calibration(case: Case) -> Dataset | None:
     feeds = [case.sets[index % len(case.sets)][0] for index in range(_FEWER if large else _SAMPLES)]
     noisy = [{name: _jittered(value, rng) for name, value in entry.items()} for entry in feeds]
     made = session.create(case.proto)
-    try:
-        for entry in noisy:
-            session.run(made, entry)
-    except InputError:
-        return None
-    return Dataset.from_feeds(noisy)
+    for candidate in (noisy, feeds):
+        with suppress(InputError):
+            for entry in candidate:
+                session.run(made, entry)
+            return Dataset.from_feeds(candidate)
+    return None
 
 
 def _jittered(value: Any, rng: np.random.Generator) -> Any:
