@@ -88,6 +88,21 @@ class Model:
         """
         return self._adopt(self.skeleton(), None, self._external)
 
+    def become(self, skeleton: Skeleton) -> None:
+        """Replace all that the graph holds, in place, by an edited copy of this model's own ``skeleton()``.
+
+        A checkpoint that was taken before undoes it.
+
+        Raises:
+            InputError: it is no graph that can be read.
+        """
+        check_structure(skeleton.proto)
+        edited = self._adopt(skeleton, None, self._external)
+        live = vars(self._graph)
+        live.clear()
+        live.update(vars(edited._graph))
+        self._table = edited._table  # it begins with what the graph's earlier states refer to
+
     def skeleton(self) -> Skeleton:
         """The model as it stands now: a new protobuf message, with its larger weights beside it."""
         return codec.export_model(self._graph, self._header, self._table)

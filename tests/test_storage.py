@@ -22,7 +22,7 @@ from onnxcomp.runtime import session
 from onnxcomp.storage import reader, skeleton, writer
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import LEAST, Skeleton, reference_fields, tensors_of
-from onnxcomp.storage.wire import WireError, strip
+from onnxcomp.storage.wire import WireError, field_of, strip
 from tests.generate import Net
 
 Array = np.ndarray[Any, Any]
@@ -93,6 +93,25 @@ def test_broken_bytes_are_no_model_or_one_that_protobuf_reads_alike(proto: onnx.
     except (WireError, DecodeError):
         return
     assert model.whole() == onnx.ModelProto.FromString(bytes(whole))
+
+
+def test_a_value_that_is_given_twice_is_left_to_protobuf(tmp_path: Path) -> None:
+    def entry(number: int, data: bytes) -> bytes:
+        return field_of(number, len(data)) + data
+
+    first = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[LEAST], raw_data=bytes([1]) * LEAST)
+    second = TensorProto(raw_data=bytes([2]) * LEAST)
+    attribute = onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR).SerializeToString()
+    attribute += entry(5, first.SerializeToString()) + entry(5, second.SerializeToString())
+    node = onnx.NodeProto(op_type="Constant", output=["y"]).SerializeToString() + entry(5, attribute)
+    initializer = first.SerializeToString() + TensorProto(raw_data=b"small").SerializeToString()
+    for graph in (entry(1, node), entry(5, initializer)):
+        data = onnx.ModelProto(ir_version=8).SerializeToString() + entry(7, graph)
+        with pytest.raises(WireError, match="given twice"):
+            read_back(data)
+    (tmp_path / "net.onnx").write_bytes(onnx.ModelProto(ir_version=8).SerializeToString() + entry(7, entry(1, node)))
+    (found,) = Model.load(tmp_path / "net.onnx").proto().graph.node[0].attribute
+    assert found.t.raw_data == second.raw_data  # protobuf takes the last
 
 
 def test_what_a_newer_version_has_added_is_kept() -> None:
