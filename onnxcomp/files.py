@@ -90,7 +90,8 @@ def remove_strays(folder: Path) -> None:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder in the system's place for temporary files, gone when the block ends; and with it those that dead
-    processes left there."""
+    processes left there. A fork that ends the block leaves the folder to its parent."""
+    owner = os.getpid()
     place = Path(tempfile.gettempdir())
     _remove_unlocked(place, _SCRATCH_PREFIX, _SUFFIX)
     while True:
@@ -104,7 +105,8 @@ def scratch_folder() -> Iterator[Path]:
                 yield folder
                 return
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.getpid() == owner:
+                shutil.rmtree(folder, ignore_errors=True)
             if descriptor is not None:
                 os.close(descriptor)
 

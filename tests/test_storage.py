@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from onnxcomp import Model, compress
 from onnxcomp.errors import InputError
 from onnxcomp.graph.constants import assign, value_of
 from onnxcomp.runtime import session
-from onnxcomp.storage import reader, skeleton, writer
+from onnxcomp.storage import payload, reader, skeleton, writer
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import LEAST, Skeleton, reference_fields, tensors_of
 from onnxcomp.storage.wire import WireError, field_of, strip
@@ -325,3 +328,111 @@ def test_new_weights_of_a_large_model_leave_memory(large: Path, monkeypatch: pyt
     state.restore()
     for name, value in session.run(session.create(model), feeds).items():
         np.testing.assert_array_equal(found[name], value)
+
+
+# -- payloads ------------------------------------------------------------------------------------------------
+
+
+def temporary_weights() -> list[Path]:
+    return sorted(Path(payload._scratch(os.getpid())).iterdir())
+
+
+def test_a_weight_that_was_replaced_takes_no_memory() -> None:
+    model = network().model()
+    weight = first_weight(model)
+    replaced = np.ones(weight.shape, np.float32)
+    weight.values = replaced
+    model.skeleton()
+    gone = weakref.ref(replaced)
+    del replaced
+    assign(weight, np.zeros(weight.shape, np.float32))
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_weight_that_was_put_aside_and_replaced_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skeleton, "LARGE", 0)
+    monkeypatch.setattr("onnxcomp.model._WORTH_A_FILE", LEAST)
+    before = temporary_weights()
+    model = network().model()
+    weight = first_weight(model)
+    for factor in range(3):
+        assign(weight, np.full(weight.shape, factor, np.float32))
+        model.put_weights_aside()
+        gc.collect()
+        assert len(temporary_weights()) == len(before) + 1
+        assert value_of(first_weight(model.copy())).max() == factor
+    del model, weight
+    gc.collect()
+    assert temporary_weights() == before
+
+
+def test_a_full_disk_leaves_nothing_behind() -> None:
+    before = temporary_weights()
+
+    def chunks() -> Any:
+        yield bytes(100)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"put aside there \(No space left on device\); set TMPDIR"):
+        payload._write_aside(chunks())
+    assert temporary_weights() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_leaves_the_weights_of_its_parent_alone() -> None:
+    ours = payload.InMemory(bytes([1]) * LEAST).in_file()
+    child = os.fork()
+    if not child:
+        theirs = payload.InMemory(bytes([2]) * LEAST).in_file()
+        right = bytes(ours.read()) == bytes([1]) * LEAST and theirs.source.path.parent != ours.source.path.parent
+        del ours, theirs
+        gc.collect()
+        atexit._run_exitfuncs()
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ours.source.path.parent.exists()
+    assert bytes(ours.read()) == bytes([1]) * LEAST
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_file_for_each_weight_needs_few_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(payload, "_CAN_SHARE", shared)
+    paths = [tmp_path / f"{index}.bin" for index in range(300)]
+    for index, path in enumerate(paths):
+        path.write_bytes(bytes([index % 256]) * LEAST)
+    before = len(payload._KEPT)
+    sources = [payload.SourceFile(path) for path in paths]
+    assert len(payload._KEPT) == (128 if shared else before)
+    for index, source in enumerate(sources):
+        assert bytes(payload.InFile(source, 10, 20).read()) == bytes([index % 256]) * 20
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_file_that_is_changed_while_it_is_used_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(payload, "_CAN_SHARE", shared)
+    model = Model.load(in_two_files(tmp_path))
+    path = tmp_path / "weights.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(InputError, match="was changed while it was in use; load the model again"):
+        value_of(first_weight(model))
+
+
+def test_a_large_model_runs_on_when_its_file_is_replaced(large: Path) -> None:
+    feeds = network().feeds()
+    model = Model.load(large)
+    expected = session.run(session.create(model), feeds)
+    changed = model.copy()
+    assign(first_weight(changed), value_of(first_weight(changed)) * 2)
+    changed.save(large)
+    for path in large.parent.glob("*.bin"):
+        path.unlink()
+    for name, value in session.run(session.create(model), feeds).items():
+        np.testing.assert_array_equal(value, expected[name])

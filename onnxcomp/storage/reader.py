@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnxcomp.errors import InputError
 from onnxcomp.storage.payload import InFile, InMemory, Payload, SourceFile
 from onnxcomp.storage.skeleton import LEAST, Skeleton, is_reference, refer, reference_fields, tensors_of
-from onnxcomp.storage.wire import WireError, strip
+from onnxcomp.storage.wire import LIMIT, Buffer, WireError, strip
 from onnxcomp.validation import byte_size, external_file, external_range, quoted
 
 __all__ = ["external_tensors", "read", "split"]
@@ -68,7 +68,7 @@ def _read(path: Path) -> Skeleton:
     try:
         size = path.stat().st_size
         source = None if size <= _SMALL else SourceFile(path)
-        data = path.read_bytes() if source is None else mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+        data = path.read_bytes() if source is None else source.mapped()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of an .onnx model") from None
     except IsADirectoryError:
@@ -79,18 +79,29 @@ def _read(path: Path) -> Skeleton:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     payloads: list[Payload] = []
     try:
-        stripped = strip(data, LEAST, reference_fields)
-        message = b"".join(stripped.pieces)
-        for offset, nbytes in stripped.ranges:
+        message, ranges = _without_weights(data)
+        for offset, nbytes in ranges:
             inside = InMemory(memoryview(data)[offset : offset + nbytes])
             payloads.append(inside if source is None else InFile(source, offset, nbytes))
-    except WireError:
-        message = bytes(data)  # protobuf is to say what is wrong, if anything is
-    try:
         proto = onnx.load_model_from_string(message)
     except (DecodeError, ValueError):
         raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
     return Skeleton(proto, payloads)
+
+
+def _without_weights(data: Buffer | mmap.mmap) -> tuple[bytes, list[tuple[int, int]]]:
+    """What is to be parsed, and where the weights are that are not in it.
+
+    Raises:
+        WireError: it is too long to be parsed with its weights, and cannot be read without them.
+    """
+    try:
+        stripped = strip(data, LEAST, reference_fields)
+    except WireError:
+        if len(data) > LIMIT:
+            raise
+        return bytes(data), []  # protobuf is to say what is wrong, if anything is
+    return b"".join(stripped.pieces), stripped.ranges
 
 
 def _check_size(tensor: onnx.TensorProto, nbytes: int, path: Path) -> None:

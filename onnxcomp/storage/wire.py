@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 import onnx
 from google.protobuf.message import Message
 
-__all__ = ["Stripped", "WireError", "field_of", "strip", "varint"]
+__all__ = ["LIMIT", "Buffer", "Stripped", "WireError", "field_of", "strip", "varint"]
 
 Buffer = bytes | memoryview
+
+LIMIT = 2**31 - 1
+"""Bytes that one protobuf message can have."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEEPEST = 100  # as in protobuf's own parsers

@@ -11,12 +11,9 @@ from pathlib import Path
 from onnxcomp.files import open_atomic
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.skeleton import Skeleton, is_reference, tensors_of
-from onnxcomp.storage.wire import Buffer
+from onnxcomp.storage.wire import LIMIT, Buffer
 
-__all__ = ["LIMIT", "save"]
-
-LIMIT = 2**31 - 1
-"""Bytes that one protobuf message can have."""
+__all__ = ["save"]
 
 # Weights of this size start where memory pages do, so that a runtime can map them; the others as vectors want it.
 _PAGED, _PAGE, _VECTOR = 2**16, 4096, 64
