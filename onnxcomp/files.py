@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows removes no file that is open, so a lock is not needed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["can_create", "open_atomic", "remove_strays", "scratch_folder", "write_atomic"]
+__all__ = ["can_create", "held", "open_atomic", "remove_strays", "remove_unheld", "scratch_folder", "write_atomic"]
 
 _PREFIX = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
 _SUFFIX = ".tmp"
@@ -111,6 +111,32 @@ def scratch_folder() -> Iterator[Path]:
                 os.close(descriptor)
 
 
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Keep a file from ``remove_unheld`` of other processes while the block runs; false when it is gone already."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        yield False
+        return
+    with stream:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # where nothing can be locked, nobody removes anything either
+                fcntl.flock(stream, fcntl.LOCK_SH)
+        yield _is_named(stream.fileno(), path)
+
+
+def remove_unheld(path: Path, is_needed: Callable[[], bool]) -> None:
+    """Remove a file unless a process holds it or, asked while none can, it is needed after all."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_named(stream.fileno(), path) and not is_needed():
+            if fcntl is None:
+                stream.close()  # Windows removes no file that is open
+            path.unlink()
+
+
 # -- one temporary -------------------------------------------------------------------------------------------
 
 
@@ -148,6 +174,11 @@ def _claim(descriptor: int, name: str | os.PathLike[str]) -> bool:
         return True
     with contextlib.suppress(OSError):  # where nothing can be locked, nobody removes anything either
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return _is_named(descriptor, name)
+
+
+def _is_named(descriptor: int, name: str | os.PathLike[str]) -> bool:
+    """Whether what is open still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(name))
     except FileNotFoundError:

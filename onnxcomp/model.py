@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -36,12 +37,12 @@ class Model:
         model.save("renamed.onnx")
     """
 
-    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, table: Table, external: bool = False) -> None:
+    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, table: Table, external: Sequence[Path] = ()) -> None:
         self.path: Path | None = None
         self._graph = graph
         self._header = header
         self._table = table
-        self._external = external
+        self._external = tuple(external)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -67,10 +68,10 @@ class Model:
         if any(external_tensors(proto)):
             raise InputError("the model's weights are in other files; read it with Model.load(path)")
         check_structure(proto)
-        return cls._adopt(split(proto), None, external=False)
+        return cls._adopt(split(proto), None)
 
     @classmethod
-    def _adopt(cls, skeleton: Skeleton, path: Path | None, external: bool) -> Model:
+    def _adopt(cls, skeleton: Skeleton, path: Path | None, external: Sequence[Path] = ()) -> Model:
         table = Table(skeleton.payloads)
         try:
             graph, header = codec.import_model(skeleton.proto, table)
@@ -132,7 +133,12 @@ class Model:
         Raises:
             InputError: the folder is missing or may not be written, or the disk is full.
         """
-        return save(self.skeleton(), Path(path), self._external)
+        return save(self.skeleton(), Path(path), bool(self._external))
+
+    @property
+    def files(self) -> list[Path]:
+        """What it was loaded from: its file, and those with external data by name; none for one made in memory."""
+        return [] if self.path is None else [self.path, *self._external]
 
     @property
     def is_large(self) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import gc
+import hashlib
 import os
 import re
+import shutil
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcomp import Model, compress
+from onnxcomp import Model, compress, files
 from onnxcomp.errors import InputError
 from onnxcomp.graph.constants import assign, value_of
+from onnxcomp.report.environment import describe_input
 from onnxcomp.runtime import session
 from onnxcomp.storage import payload, reader, skeleton, writer
 from onnxcomp.storage.reader import split
@@ -264,6 +268,95 @@ def test_a_write_that_fails_leaves_the_earlier_model_and_its_weights(
         assert (tmp_path / name).read_bytes() == content
     model.save(path)
     assert len(list(tmp_path.iterdir())) == len(before)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_weights_that_another_model_refers_to_stay(tmp_path: Path, moved: bool) -> None:
+    path, other = in_two_files(tmp_path), tmp_path / "other.onnx"
+    model = Model.load(path)
+    model.save(path)
+    (kept,) = tmp_path.glob("net.onnx.*.data")
+    path.rename(other) if moved else shutil.copy(path, other)
+    for _ in range(2):
+        assign(first_weight(model), value_of(first_weight(model)) * 2)
+        model.save(path)
+        assert len(list(tmp_path.glob("net.onnx.*.data"))) == 2
+    assert kept.exists()
+    assert Model.load(other).serialize() == network().proto().SerializeToString(deterministic=True)
+    other.unlink()
+    model.save(path)
+    assert not kept.exists()
+
+
+def test_weights_of_a_run_that_was_killed_go(tmp_path: Path) -> None:
+    path = in_two_files(tmp_path)
+    stray = tmp_path / f"net.onnx.{'0' * 16}.data"
+    stray.write_bytes(b"never referred to")
+    Model.load(path).save(path)
+    assert not stray.exists()
+    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 1
+
+
+def test_a_model_without_larger_weights_is_written_as_one_file(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weight])
+    path = tmp_path / "net.onnx"
+    proto = helper.make_model(graph, ir_version=8)
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    Model.load(path).save(tmp_path / "out.onnx")
+    assert not list(tmp_path.glob("out.onnx.*"))
+    np.testing.assert_array_equal(value_of(Model.load(tmp_path / "out.onnx").graph.nodes[0].inputs[1]), np.ones(4))
+
+
+def test_two_runs_that_write_one_output_at_once_leave_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = in_two_files(tmp_path)
+    first, second = Model.load(path), Model.load(path)
+    assign(first_weight(second), value_of(first_weight(second)) * 2)
+    write, done = writer._write, []
+
+    def interrupted(place: Path, chunks: Any) -> int:
+        size = write(place, chunks)
+        if place.suffix == ".data" and not done:  # the first run's weights are there, its model is not yet
+            done.append(True)
+            second.save(path)
+        return size
+
+    monkeypatch.setattr(writer, "_write", interrupted)
+    first.save(path)
+    assert done
+    assert Model.load(path).serialize() == network().proto().SerializeToString(deterministic=True)
+    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a file that is open is not removed")
+def test_weights_that_are_being_referred_to_stay(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    with files.held(path) as there:
+        assert there
+        files.remove_unheld(path, lambda: False)
+        assert path.exists()
+    files.remove_unheld(path, lambda: True)
+    assert path.exists()
+    files.remove_unheld(path, lambda: False)
+    assert not path.exists()
+    with files.held(path) as there:
+        assert not there
+
+
+def test_a_report_describes_all_files_of_a_model(tmp_path: Path) -> None:
+    path = in_two_files(tmp_path)
+    model = Model.load(path)
+    assert model.files == [path, tmp_path / "weights.bin"]
+    found = describe_input(model, 0, 0)
+    content = path.read_bytes() + (tmp_path / "weights.bin").read_bytes()
+    assert (found.bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    (tmp_path / "weights.bin").unlink()
+    assert describe_input(model, 0, 0).bytes == len(network().proto().SerializeToString())
+    assert model.copy().files == []
 
 
 def test_a_file_that_is_cut_short_while_it_is_used_is_reported(tmp_path: Path) -> None:

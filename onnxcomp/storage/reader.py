@@ -15,14 +15,14 @@ from onnxcomp.storage.skeleton import LEAST, Skeleton, is_reference, refer, refe
 from onnxcomp.storage.wire import LIMIT, Buffer, WireError, strip
 from onnxcomp.validation import byte_size, external_file, external_range, quoted
 
-__all__ = ["external_tensors", "read", "split"]
+__all__ = ["external_tensors", "locations", "read", "split"]
 
 # A file up to this size is read at once: what is in memory need not be read again.
 _SMALL = 64 * 2**20
 
 
-def read(path: Path) -> tuple[Skeleton, bool]:
-    """A model and whether it has weights in other files; the weights are looked for, and not read.
+def read(path: Path) -> tuple[Skeleton, list[Path]]:
+    """A model and the other files that its weights are in, by name; the weights are looked for, and not read.
 
     Raises:
         InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
@@ -31,10 +31,8 @@ def read(path: Path) -> tuple[Skeleton, bool]:
     for tensor in tensors_of(skeleton.proto):
         if is_reference(tensor):
             _check_size(tensor, skeleton.payload(tensor).nbytes, path)
-    external = False
     files: dict[Path, SourceFile] = {}
     for tensor in external_tensors(skeleton.proto):
-        external = True
         payload = _find(tensor, path, files)
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
@@ -43,7 +41,17 @@ def read(path: Path) -> tuple[Skeleton, bool]:
         else:
             refer(tensor, len(skeleton.payloads))
             skeleton.payloads.append(payload)
-    return skeleton, external
+    return skeleton, sorted(files)
+
+
+def locations(path: Path) -> set[str]:
+    """The other files that a model's weights are in, as it names them.
+
+    Raises:
+        InputError: the file is missing or is not an ONNX model.
+    """
+    tensors = external_tensors(_read(path).proto)
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
 
 
 def split(proto: onnx.ModelProto) -> Skeleton:
