@@ -26,6 +26,7 @@ from onnxcomp.errors import InputError
 from onnxcomp.graph.constants import assign, value_of
 from onnxcomp.report.environment import describe_input
 from onnxcomp.runtime import session
+from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.storage import payload, reader, skeleton, writer
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import LEAST, Skeleton, reference_fields, tensors_of
@@ -529,3 +530,15 @@ def test_a_large_model_runs_on_when_its_file_is_replaced(large: Path) -> None:
         path.unlink()
     for name, value in session.run(session.create(model), feeds).items():
         np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_full_disk_is_said_to_be_one_when_kernels_are_counted(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    model = Model.load(large)
+    assign(first_weight(model), value_of(first_weight(model)) * 2)
+    monkeypatch.setattr(payload, "_scratch", full)
+    for use in (optimized_kernels, session.create):
+        with pytest.raises(InputError, match=r"^\S+: weights cannot be put aside there \(No space left on device\)"):
+            use(model)

@@ -10,7 +10,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -244,7 +244,8 @@ def _scratch(process: int) -> Path:  # noqa: ARG001 - a fork must not write into
 
 def _remove(path: Path, process: int) -> None:
     if os.getpid() == process:  # what a fork has no use for, its parent may have
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows removes no file that a session maps; it goes with its folder
+            path.unlink()
 
 
 def _bytes_of(array: Array) -> memoryview:
