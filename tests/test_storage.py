@@ -30,7 +30,7 @@ from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.storage import payload, reader, skeleton, writer
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import LEAST, Skeleton, reference_fields, tensors_of
-from onnxcomp.storage.wire import WireError, field_of, strip
+from onnxcomp.storage.wire import WireError, field_of, strip, varint
 from tests.generate import Net
 
 Array = np.ndarray[Any, Any]
@@ -120,6 +120,32 @@ def test_a_value_that_is_given_twice_is_left_to_protobuf(tmp_path: Path) -> None
     (tmp_path / "net.onnx").write_bytes(onnx.ModelProto(ir_version=8).SerializeToString() + entry(7, entry(1, node)))
     (found,) = Model.load(tmp_path / "net.onnx").proto().graph.node[0].attribute
     assert found.t.raw_data == second.raw_data  # protobuf takes the last
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (bytes(10), "a field without a number"),
+        (b"\x0b\x0c", "an unknown kind of field"),  # a group
+        (b"\x3a\x05abc", "ends behind its message"),
+        (b"\x0d\x00", "ends behind its message"),
+        (b"\x08" + b"\xff" * 11, "does not end"),
+    ],
+)
+def test_what_is_no_model_is_not_scanned_on(data: bytes, problem: str) -> None:
+    with pytest.raises(WireError, match=problem):
+        read_back(data)
+
+
+def test_numbers_in_more_bytes_than_they_need_are_read() -> None:
+    weight = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[LEAST])
+    weight_data = weight.SerializeToString() + b"\xca\x80\x00" + b"\x80\x88\x80\x00" + b"\1" * LEAST
+    graph = b"\x2a" + varint(len(weight_data)) + weight_data
+    data = b"\xba\x00" + varint(len(graph)) + graph
+    weight.raw_data = b"\1" * LEAST
+    assert (
+        read_back(data).serialize() == onnx.ModelProto(graph=onnx.GraphProto(initializer=[weight])).SerializeToString()
+    )
 
 
 def test_what_a_newer_version_has_added_is_kept() -> None:

@@ -132,6 +132,8 @@ class _Scan:
         while position < end:
             at = position
             tag, position = self._varint(position, end)
+            if tag < 8:  # else a large file of zeros would be scanned to its end
+                raise WireError("a field without a number")
             if tag & 7 != _BYTES:
                 position = self._skip(tag & 7, position, end)
                 continue
