@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 DIES_WHILE_WRITING = """
 import os, signal, sys
-from onnxcomp.files import open_atomic, held, remove_unheld
+from onnxcomp.files import open_atomic
 with open_atomic(sys.argv[1]) as stream:
     stream.write(b"half")
     stream.flush()
@@ -29,7 +29,7 @@ with open_atomic(sys.argv[1]) as stream:
 """
 DIES_IN_A_SCRATCH_FOLDER = """
 import os, signal
-from onnxcomp.files import scratch_folder, held, remove_unheld
+from onnxcomp.files import scratch_folder
 with scratch_folder() as folder:
     (folder / "large").write_bytes(b"data")
     os.kill(os.getpid(), signal.SIGKILL)
