@@ -99,9 +99,8 @@ class SourceFile:
     def __init__(self, path: Path, keep: bool = True) -> None:
         self.path = Path(os.path.realpath(path))
         stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed with the last payload in it
-        found = os.fstat(stream.fileno())
-        self.size = found.st_size
-        self._version = _version(found)
+        self._found = os.fstat(stream.fileno())
+        self.size = self._found.st_size
         self._stream: FileIO | None = None
         if keep and _CAN_SHARE and len(_KEPT) < _MOST_KEPT:
             self._stream = stream
@@ -114,9 +113,10 @@ class SourceFile:
     def is_current(self) -> bool:
         """Whether the file of this name is still the one that was opened."""
         try:
-            return _version(os.stat(self.path)) == self._version
+            found = os.stat(self.path)
         except OSError:
             return False
+        return os.path.samestat(found, self._found) and not self._is_changed(found)
 
     def mapped(self) -> mmap.mmap:
         """The whole of the file, which must not be empty, as memory that is read where it is touched."""
@@ -137,10 +137,14 @@ class SourceFile:
                     if not count:
                         raise InputError(f"{self.path}: was cut short while it was in use; restore it and run again")
                     done += count
-                if _version(os.fstat(stream.fileno())) != self._version:
+                if self._is_changed(os.fstat(stream.fileno())):
                     raise InputError(f"{self.path}: was changed while it was in use; load the model again")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror}; restore it and run again") from None
+
+    def _is_changed(self, found: os.stat_result) -> bool:
+        """Whether the content is another; the number of a file that is opened anew may change on network drives."""
+        return (found.st_size, found.st_mtime_ns) != (self._found.st_size, self._found.st_mtime_ns)
 
     @contextmanager
     def _opened(self) -> Iterator[FileIO]:
@@ -198,10 +202,6 @@ _CAN_SHARE = hasattr(os, "preadv")
 _KEPT: weakref.WeakSet[SourceFile] = weakref.WeakSet()
 _MOST_KEPT = 128  # a model may have a file for each weight; systems allow 256 open files and more
 _MOST_READ = 2**30  # some systems refuse to read 2 GB at once
-
-
-def _version(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_at(stream: FileIO, target: memoryview, offset: int) -> int:
