@@ -128,13 +128,8 @@ def held(path: Path) -> Iterator[bool]:
 
 def remove_unheld(path: Path, is_needed: Callable[[], bool]) -> None:
     """Remove a file unless a process holds it or, asked while none can, it is needed after all."""
-    with contextlib.suppress(OSError), path.open("rb") as stream:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_named(stream.fileno(), path) and not is_needed():
-            if fcntl is None:
-                stream.close()  # Windows removes no file that is open
-            path.unlink()
+    with contextlib.suppress(OSError):
+        _remove_stray(str(path), is_needed)
 
 
 # -- one temporary -------------------------------------------------------------------------------------------
@@ -194,14 +189,16 @@ def _remove_unlocked(folder: Path, prefix: str, suffix: str) -> None:
                 _remove_stray(path)
 
 
-def _remove_stray(path: str) -> None:
+def _remove_stray(path: str, is_needed: Callable[[], bool] = lambda: False) -> None:
     if fcntl is None:
-        _remove(path)
+        if not is_needed():
+            _remove(path)
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe must not keep us waiting
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(path)
+        if _is_named(descriptor, path) and not is_needed():
+            _remove(path)
     finally:
         os.close(descriptor)
 

@@ -173,13 +173,17 @@ def test_weights_that_another_model_refers_to_stay(tmp_path: Path, moved: bool) 
     assert not kept.exists()
 
 
-def test_weights_of_a_run_that_was_killed_go(tmp_path: Path) -> None:
+def test_weights_of_a_run_that_was_killed_go_and_what_is_no_such_file_stays(tmp_path: Path) -> None:
     path = in_two_files(tmp_path)
     stray = tmp_path / f"net.onnx.{'0' * 16}.data"
     stray.write_bytes(b"never referred to")
+    others = [tmp_path / f"net.onnx.{digit * 16}.data" for digit in "12"]
+    others[0].mkdir()
+    others[1].symlink_to("weights.bin")
     Model.load(path).save(path)
     assert not stray.exists()
-    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 1
+    assert all(other.exists() for other in others)
+    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 3
 
 
 def test_a_model_without_larger_weights_is_written_as_one_file(tmp_path: Path) -> None:

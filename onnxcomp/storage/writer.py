@@ -106,7 +106,7 @@ def _remove_earlier(path: Path) -> None:
     ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
     with suppress(OSError):
         for found in path.parent.iterdir():
-            if ours.fullmatch(found.name):
+            if ours.fullmatch(found.name) and found.is_file():
                 remove_unheld(found, partial(_is_needed, found.name, path))
 
 
