@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import onnxruntime
 
 from onnxcomp.compiler import compress, prepare_samples
 from onnxcomp.data import Dataset
-from onnxcomp.destinations import check_spared, check_writable
+from onnxcomp.destinations import check_spared, check_weights_spared, check_writable, files_named
 from onnxcomp.errors import InputError, PassError, UsageError
 from onnxcomp.evaluate import metric_named
 from onnxcomp.graph.layers import weighted_layers
@@ -179,7 +178,7 @@ def inspect_model(request: Request) -> int:
     _check_given(request)
     _check_report(request)
     target = Target.parse(request.target, request.threads)
-    model = Model.load(request.model)
+    model = _load(request)
     feeds = None if request.data is None else Dataset.open(request.data, model).sample()
     with progress_bars(request.quiet) as progress:
         found = inspect(model, feeds, target, request.seed, progress)
@@ -238,7 +237,7 @@ def _prepare(request: Request) -> _Job:
     check_spared(request.destination, "the result", _needed(request))
     _check_report(request)
     timings = open_timings(request.timings)
-    model = Model.load(request.model)
+    model = _load(request)
     data = None if request.data is None else Dataset.open(request.data, model)
     test_data = None if request.test_data is None else Dataset.open(request.test_data, model)
     return _Job(pipeline, scheduled, target, model, data, test_data, timings)
@@ -251,6 +250,16 @@ def _check_given(request: Request) -> None:
             raise UsageError(f"--{option.replace('_', '-')} is empty; name something or leave it out")
     if not request.model.exists() or request.model.is_dir():
         Model.load(request.model)  # says what is wrong with it
+
+
+def _load(request: Request) -> Model:
+    """The model; what is written must spare its external data too, which only the model names."""
+    model = Model.load(request.model)
+    if request.pipeline is not None:
+        check_weights_spared(request.destination, "the result", model)
+    if request.report not in (None, "-"):
+        check_weights_spared(Path(str(request.report)), "the report", model)
+    return model
 
 
 def _check_report(request: Request) -> None:
@@ -268,10 +277,11 @@ def _needed(request: Request) -> list[tuple[str, Path]]:
         "the model": str(request.model),
         "the data": request.data,
         "the test data": request.test_data,
+        "the metric": request.metric,
         "the recipe": request.pipeline,
         "the table of timings": request.timings,
     }
-    return [(name, Path(path)) for name, path in named.items() if path and os.path.isfile(path)]
+    return [(name, path) for name, text in named.items() for path in files_named(text or "")]
 
 
 # -- after ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
+from onnxcomp.destinations import check_weights_spared
 from onnxcomp.errors import UsageError
 from onnxcomp.evaluate import Evaluation, Evaluator, Metric, metric_named
 from onnxcomp.fidelity import Fidelity
@@ -117,6 +118,8 @@ def compress(
     target = target or Target.host()
     table = timings if isinstance(timings, TimingTable) else open_timings(timings)
     original = model if isinstance(model, Model) else Model.load(model)
+    if output is not None:
+        check_weights_spared(Path(output), "the result", original)
     samples = prepare_samples(original, data, test_data, seed)
     evaluator = Evaluator(original, samples.evaluation or Dataset.from_feeds([samples.probe]), _metric(metric))
     before = evaluator.evaluate(original)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from onnxcomp.errors import InputError, UsageError
 from onnxcomp.files import can_create
+from onnxcomp.model import Model
 
-__all__ = ["check_spared", "check_writable"]
+__all__ = ["check_spared", "check_weights_spared", "check_writable", "files_named"]
 
 
 def check_writable(path: Path) -> None:
@@ -38,6 +39,24 @@ def check_spared(path: Path, what: str, needed: Iterable[tuple[str, Path]]) -> N
     for name, other in needed:
         if _same_file(path, other):
             raise UsageError(f"{path}: is {name}, which {what} would replace; name another file")
+
+
+def check_weights_spared(path: Path, what: str, model: Model) -> None:
+    """That writing ``path`` would replace none of the files that a model's external data are in.
+
+    Raises:
+        UsageError: it is one of them, perhaps by another name.
+    """
+    check_spared(path, what, [("the model's external data", other) for other in model.files[1:]])
+
+
+def files_named(text: str) -> list[Path]:
+    """The files that are read where a user gives this: a file, a folder of arrays, or ``file.py:function``."""
+    path = Path(text)
+    if text and path.is_dir():
+        return [found for found in path.iterdir() if found.suffix in (".npz", ".npy")]
+    module = Path(text.rpartition(":")[0])
+    return [found for found in (path, module) if found.is_file()]
 
 
 def _check_place(path: Path, folder: Path) -> None:

@@ -139,11 +139,12 @@ class Evaluator:
         self._dataset = dataset
         self._metric = metric
         self._reference: list[dict[str, Any]] = []  # empty: unknown, or large
-        self._session: ort.InferenceSession | None = None
-        if isinstance(reference, Model) and reference.is_large:  # no room for its session beside the candidate's
-            self._reference = list(outputs(reference, dataset))
+        self._runnable = reference
+        if isinstance(reference, Model) and reference.is_large:  # little room for its session beside the candidate's
+            for _ in self._reference_outputs():
+                pass
         else:
-            self._session = _session(reference)
+            self._runnable = _session(reference)
         self._original: float | None = None
 
     def evaluate(self, candidate: Runnable) -> Evaluation:
@@ -193,11 +194,12 @@ class Evaluator:
             return
         kept: list[dict[str, Any]] = []
         size = 0
-        assert self._session is not None
-        for values in outputs(self._session, self._dataset):
+        for values in outputs(self._runnable, self._dataset):
             size += sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
             if size <= _KEPT_BYTES:
                 kept.append(values)
+            else:
+                kept.clear()
             yield values
         if size <= _KEPT_BYTES:
             self._reference = kept

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows removes no file that is open, so a lock is not needed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["can_create", "open_atomic", "remove_strays", "scratch_folder", "write_atomic"]
+__all__ = ["can_create", "held", "open_atomic", "remove_strays", "remove_unheld", "scratch_folder", "write_atomic"]
 
 _PREFIX = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
 _SUFFIX = ".tmp"
@@ -90,7 +90,8 @@ def remove_strays(folder: Path) -> None:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder in the system's place for temporary files, gone when the block ends; and with it those that dead
-    processes left there."""
+    processes left there. A fork that ends the block leaves the folder to its parent."""
+    owner = os.getpid()
     place = Path(tempfile.gettempdir())
     _remove_unlocked(place, _SCRATCH_PREFIX, _SUFFIX)
     while True:
@@ -104,9 +105,31 @@ def scratch_folder() -> Iterator[Path]:
                 yield folder
                 return
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.getpid() == owner:
+                shutil.rmtree(folder, ignore_errors=True)
             if descriptor is not None:
                 os.close(descriptor)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Keep a file from ``remove_unheld`` of other processes while the block runs; false when it is gone already."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        yield False
+        return
+    with stream:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # where nothing can be locked, nobody removes anything either
+                fcntl.flock(stream, fcntl.LOCK_SH)
+        yield _is_named(stream.fileno(), path)
+
+
+def remove_unheld(path: Path, is_needed: Callable[[], bool]) -> None:
+    """Remove a file unless a process holds it or, asked while none can, it is needed after all."""
+    with contextlib.suppress(OSError):
+        _remove_stray(str(path), is_needed)
 
 
 # -- one temporary -------------------------------------------------------------------------------------------
@@ -146,6 +169,11 @@ def _claim(descriptor: int, name: str | os.PathLike[str]) -> bool:
         return True
     with contextlib.suppress(OSError):  # where nothing can be locked, nobody removes anything either
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return _is_named(descriptor, name)
+
+
+def _is_named(descriptor: int, name: str | os.PathLike[str]) -> bool:
+    """Whether what is open still has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(name))
     except FileNotFoundError:
@@ -161,14 +189,16 @@ def _remove_unlocked(folder: Path, prefix: str, suffix: str) -> None:
                 _remove_stray(path)
 
 
-def _remove_stray(path: str) -> None:
+def _remove_stray(path: str, is_needed: Callable[[], bool] = lambda: False) -> None:
     if fcntl is None:
-        _remove(path)
+        if not is_needed():
+            _remove(path)
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe must not keep us waiting
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(path)
+        if _is_named(descriptor, path) and not is_needed():
+            _remove(path)
     finally:
         os.close(descriptor)
 

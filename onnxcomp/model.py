@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -14,7 +15,8 @@ from onnxcomp.graph.state import GraphState
 from onnxcomp.storage.mapped import Table
 from onnxcomp.storage.reader import external_tensors, read, split
 from onnxcomp.storage.skeleton import Skeleton
-from onnxcomp.storage.writer import LIMIT, save
+from onnxcomp.storage.wire import LIMIT
+from onnxcomp.storage.writer import save
 from onnxcomp.validation import check_structure
 
 __all__ = ["Model", "one_line"]
@@ -35,12 +37,12 @@ class Model:
         model.save("renamed.onnx")
     """
 
-    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, table: Table, external: bool = False) -> None:
+    def __init__(self, graph: gs.Graph, header: onnx.ModelProto, table: Table, external: Sequence[Path] = ()) -> None:
         self.path: Path | None = None
         self._graph = graph
         self._header = header
         self._table = table
-        self._external = external
+        self._external = tuple(external)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -66,10 +68,10 @@ class Model:
         if any(external_tensors(proto)):
             raise InputError("the model's weights are in other files; read it with Model.load(path)")
         check_structure(proto)
-        return cls._adopt(split(proto), None, external=False)
+        return cls._adopt(split(proto), None)
 
     @classmethod
-    def _adopt(cls, skeleton: Skeleton, path: Path | None, external: bool) -> Model:
+    def _adopt(cls, skeleton: Skeleton, path: Path | None, external: Sequence[Path] = ()) -> Model:
         table = Table(skeleton.payloads)
         try:
             graph, header = codec.import_model(skeleton.proto, table)
@@ -87,6 +89,21 @@ class Model:
         It has no path: it is not what the file holds.
         """
         return self._adopt(self.skeleton(), None, self._external)
+
+    def become(self, skeleton: Skeleton) -> None:
+        """Replace all that the graph holds, in place, by an edited copy of this model's own ``skeleton()``.
+
+        A checkpoint that was taken before undoes it.
+
+        Raises:
+            InputError: it is no graph that can be read.
+        """
+        check_structure(skeleton.proto)
+        edited = self._adopt(skeleton, None, self._external)
+        live = vars(self._graph)
+        live.clear()
+        live.update(vars(edited._graph))
+        self._table = edited._table  # it begins with what the graph's earlier states refer to
 
     def skeleton(self) -> Skeleton:
         """The model as it stands now: a new protobuf message, with its larger weights beside it."""
@@ -116,7 +133,12 @@ class Model:
         Raises:
             InputError: the folder is missing or may not be written, or the disk is full.
         """
-        return save(self.skeleton(), Path(path), self._external)
+        return save(self.skeleton(), Path(path), bool(self._external))
+
+    @property
+    def files(self) -> list[Path]:
+        """What it was loaded from: its file, and those with external data by name; none for one made in memory."""
+        return [] if self.path is None else [self.path, *self._external]
 
     @property
     def is_large(self) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from onnxcomp import compress
+from onnxcomp.errors import UsageError
 from tests.command import Command, sentence
 
 FOLD = ("net.onnx", "-p", "fold")
@@ -54,6 +56,23 @@ def test_a_file_that_cannot_or_must_not_be_written_is_refused(
     assert message in command.fails(*QUANT, option, path)
     if option == "--report":
         assert message in command.fails("net.onnx", "--data", "data.npz", option, path)
+
+
+@pytest.mark.parametrize("option", ["-o", "--report"])
+def test_files_that_are_read_by_the_way_are_not_replaced(command: Command, option: str) -> None:
+    model = onnx.load("net.onnx")
+    onnx.save(model, "apart.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    Path("judge.py").write_text("def score(outputs, labels):\n    return 1.0\n")
+    Path("folder").mkdir()
+    Path("data.npz").rename("folder/0.npz")
+    run = ("apart.onnx", "-p", "quant", "--data", "folder", "--metric", "judge.py:score", option)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert "weights.bin: is the model's external data, which" in command.fails(*run, "weights.bin")
+    assert "judge.py: is the metric, which" in command.fails(*run, "judge.py")
+    assert "folder/0.npz: is the data, which" in command.fails(*run, "folder/0.npz")
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    with pytest.raises(UsageError, match=r"weights\.bin: is the model's external data"):
+        compress("apart.onnx", "fold", output="weights.bin")
 
 
 def test_the_report_may_not_replace_the_result(command: Command) -> None:

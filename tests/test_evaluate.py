@@ -235,3 +235,12 @@ def test_a_metric_that_fails_on_the_compressed_model_alone_blames_that_model() -
     evaluator = Evaluator(original, data, evaluate.Metric("strict", of_outputs=strict))
     with pytest.raises(VerificationError, match="cannot be judged: metric strict failed with ValueError: NaN"):
         evaluator.evaluate(broken)
+
+
+def test_outputs_of_a_large_original_are_not_kept_when_they_are_large_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcomp.storage.skeleton.LARGE", 0)
+    monkeypatch.setattr("onnxcomp.evaluate._KEPT_BYTES", 0)
+    dataset = Dataset.from_arrays({"x": X})
+    evaluator = Evaluator(linear(WEIGHT), dataset, metric_named("max_error"))
+    assert not evaluator._reference
+    assert [evaluator.evaluate(linear(WEIGHT)).metric_compressed for _ in range(2)] == [0.0, 0.0]

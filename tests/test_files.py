@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from onnxcomp.errors import InputError
-from onnxcomp.files import open_atomic, scratch_folder, write_atomic
+from onnxcomp.files import held, open_atomic, remove_unheld, scratch_folder, write_atomic
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -205,3 +205,19 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
 def test_a_device_is_written_to_and_not_replaced() -> None:
     write_atomic(Path(os.devnull), b"new")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a file that is open is not removed")
+def test_a_file_that_is_held_or_needed_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    with held(path) as there:
+        assert there
+        remove_unheld(path, lambda: False)
+        assert path.exists()
+    remove_unheld(path, lambda: True)
+    assert path.exists()
+    remove_unheld(path, lambda: False)
+    assert not path.exists()
+    with held(path) as there:
+        assert not there

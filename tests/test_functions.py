@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnxcomp import compress
 from onnxcomp.context import Context, Decision
 from onnxcomp.data import Dataset
 from onnxcomp.graph.cost import cost
+from onnxcomp.graph.inlining import inline_functions
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass
@@ -158,6 +160,28 @@ def test_inlined_functions_are_layers_like_any_other() -> None:
     assert error(proto, model) < 1e-5
     assert all(decision.action == "quantized" for decision in run(Quant(), model).values())
     assert error(proto, model) < 0.05
+
+
+def test_inlining_keeps_each_weight_wherever_the_file_holds_it(tmp_path: Path) -> None:
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    body = [constant("c", 0), helper.make_node("MatMul", ["x", "c"], ["y"])]
+    function = helper.make_function("own", "F", ["x"], ["y"], body, opsets[:1])
+    nodes = [
+        constant("k", 1),
+        helper.make_node("MatMul", ["x", "k"], ["a"]),
+        helper.make_node("F", ["a"], ["b"], domain="own"),
+        helper.make_node("MatMul", ["b", "w"], ["y"]),
+    ]
+    weight = numpy_helper.from_array(np.eye(WIDTH, dtype=np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, WIDTH]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
+    proto = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
+    onnx.save(proto, tmp_path / "net.onnx")
+    model = Model.load(tmp_path / "net.onnx")  # there constants of nodes stand before initializers
+    assert inline_functions(model)
+    feeds = {"x": np.ones((1, WIDTH), np.float32)}
+    expected, found = (session.run(session.create(each), feeds)["y"] for each in (proto, model))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_inlining_is_undone_like_every_other_edit() -> None:

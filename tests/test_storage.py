@@ -1,118 +1,33 @@
-"""Models without their weights: the wire format, references, external data, large models."""
+"""Models whose weights stay in files: copies, external data, large models, temporary files."""
 
 from __future__ import annotations
 
+import atexit
+import gc
+import hashlib
 import os
 import re
+import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from google.protobuf.message import DecodeError
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp import Model, compress
 from onnxcomp.errors import InputError
 from onnxcomp.graph.constants import assign, value_of
+from onnxcomp.report.environment import describe_input
 from onnxcomp.runtime import session
-from onnxcomp.storage import reader, skeleton, writer
-from onnxcomp.storage.reader import split
-from onnxcomp.storage.skeleton import LEAST, Skeleton, reference_fields, tensors_of
-from onnxcomp.storage.wire import WireError, strip
+from onnxcomp.runtime.kernels import optimized_kernels
+from onnxcomp.storage import payload, reader, skeleton, writer
+from onnxcomp.storage.skeleton import LEAST
 from tests.generate import Net
 
 Array = np.ndarray[Any, Any]
-
-
-# -- the wire format -----------------------------------------------------------------------------------------
-
-
-@st.composite
-def messages(draw: st.DrawFn) -> onnx.ModelProto:
-    """Models with weights of all sizes wherever a weight can be: they need not make sense."""
-    sizes = st.sampled_from([0, 1, LEAST - 1, LEAST, LEAST + 1, 3 * LEAST])
-
-    def tensor(name: str) -> TensorProto:
-        data = bytes(draw(sizes))
-        made = TensorProto(name=name, data_type=TensorProto.UINT8, dims=[len(data)], raw_data=data)
-        made.doc_string = draw(st.sampled_from(["", "words"]))
-        return made
-
-    def graph(depth: int) -> onnx.GraphProto:
-        made = onnx.GraphProto(name="g", doc_string="of a graph")
-        made.initializer.extend(tensor(f"w{index}") for index in range(draw(st.integers(0, 2))))
-        for _ in range(draw(st.integers(0, 2))):
-            node = made.node.add(op_type="Op", input=["a"], output=["b"], doc_string="x" * draw(sizes))
-            node.attribute.append(helper.make_attribute("number", 3))
-            kind = draw(st.sampled_from(["none", "t", "tensors", "g", "graphs"]))
-            if kind in ("t", "tensors"):
-                value: Any = tensor("t") if kind == "t" else [tensor("t"), tensor("u")]
-                node.attribute.append(helper.make_attribute(kind, value))
-            elif kind != "none" and depth:
-                node.attribute.append(
-                    helper.make_attribute(kind, graph(depth - 1) if kind == "g" else [graph(depth - 1)])
-                )
-        return made
-
-    proto = onnx.ModelProto(ir_version=10, producer_name="maker", graph=graph(2))
-    function = proto.functions.add(name="F", doc_string="of a function")
-    function.node.extend(graph(1).node)
-    return proto
-
-
-def read_back(data: bytes) -> Skeleton:
-    stripped = strip(data, LEAST, reference_fields)
-    message = onnx.ModelProto.FromString(b"".join(stripped.pieces))
-    return Skeleton(message, [reader.InMemory(data[offset : offset + size]) for offset, size in stripped.ranges])
-
-
-@given(messages())
-def test_a_file_without_its_weights_and_with_them_again_is_the_same(proto: onnx.ModelProto) -> None:
-    data = proto.SerializeToString(deterministic=True)
-    model = read_back(data)
-    assert not [tensor for tensor in tensors_of(model.proto) if len(tensor.raw_data) >= LEAST]
-    assert model.serialize() == data
-    assert model.size == len(data)
-    assert model.whole() == proto
-    assert split(proto).serialize() == data
-
-
-@given(messages(), st.data())
-def test_broken_bytes_are_no_model_or_one_that_protobuf_reads_alike(proto: onnx.ModelProto, data: Any) -> None:
-    whole = bytearray(proto.SerializeToString())
-    for _ in range(data.draw(st.integers(1, 3))):
-        if whole:
-            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    del whole[data.draw(st.integers(0, len(whole))) :]
-    try:
-        model = read_back(bytes(whole))
-    except (WireError, DecodeError):
-        return
-    assert model.whole() == onnx.ModelProto.FromString(bytes(whole))
-
-
-def test_what_a_newer_version_has_added_is_kept() -> None:
-    weight = numpy_helper.from_array(np.zeros(LEAST, np.uint8), "w")
-    proto = onnx.ModelProto(graph=onnx.GraphProto(name="g", initializer=[weight]))
-    added = b"\xfa\x3f\x03new"  # a field that no version knows
-    for message in (proto.graph.initializer[0], proto.graph, proto):
-        message.MergeFromString(added)
-    data = proto.SerializeToString()
-    assert data.count(b"new") == 3
-    assert read_back(data).serialize() == data
-
-
-def test_a_reference_in_a_file_is_none_of_ours(tmp_path: Path) -> None:
-    graph = onnx.GraphProto(name="g", node=[helper.make_node("Identity", ["w"], ["y"])])
-    graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
-    graph.initializer[0].external_data.add(key="onnxcomp:00112233445566778899aabbccddeeff", value="0")
-    onnx.save(onnx.ModelProto(graph=graph), tmp_path / "net.onnx")
-    with pytest.raises(InputError, match="external data of 'w' cannot be used"):
-        Model.load(tmp_path / "net.onnx")
 
 
 # -- the model -----------------------------------------------------------------------------------------------
@@ -166,10 +81,6 @@ def test_types_below_a_byte_are_unpacked() -> None:
     model = Model.from_proto(proto)
     np.testing.assert_array_equal(np.asarray(value_of(first_weight(model)), np.int64), values)
     assert model.proto() == proto
-
-
-def first_weight_of(model: Model) -> Any:
-    return model.graph.nodes[0].inputs[0]
 
 
 # -- external data -------------------------------------------------------------------------------------------
@@ -244,6 +155,83 @@ def test_a_write_that_fails_leaves_the_earlier_model_and_its_weights(
     assert len(list(tmp_path.iterdir())) == len(before)
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_weights_that_another_model_refers_to_stay(tmp_path: Path, moved: bool) -> None:
+    path, other = in_two_files(tmp_path), tmp_path / "other.onnx"
+    model = Model.load(path)
+    model.save(path)
+    (kept,) = tmp_path.glob("net.onnx.*.data")
+    path.rename(other) if moved else shutil.copy(path, other)
+    for _ in range(2):
+        assign(first_weight(model), value_of(first_weight(model)) * 2)
+        model.save(path)
+        assert len(list(tmp_path.glob("net.onnx.*.data"))) == 2
+    assert kept.exists()
+    assert Model.load(other).serialize() == network().proto().SerializeToString(deterministic=True)
+    other.unlink()
+    model.save(path)
+    assert not kept.exists()
+
+
+def test_weights_of_a_run_that_was_killed_go_and_what_is_no_such_file_stays(tmp_path: Path) -> None:
+    path = in_two_files(tmp_path)
+    stray = tmp_path / f"net.onnx.{'0' * 16}.data"
+    stray.write_bytes(b"never referred to")
+    others = [tmp_path / f"net.onnx.{digit * 16}.data" for digit in "12"]
+    others[0].mkdir()
+    others[1].symlink_to("weights.bin")
+    Model.load(path).save(path)
+    assert not stray.exists()
+    assert all(other.exists() for other in others)
+    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 3
+
+
+def test_a_model_without_larger_weights_is_written_as_one_file(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weight])
+    path = tmp_path / "net.onnx"
+    proto = helper.make_model(graph, ir_version=8)
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    Model.load(path).save(tmp_path / "out.onnx")
+    assert not list(tmp_path.glob("out.onnx.*"))
+    np.testing.assert_array_equal(value_of(Model.load(tmp_path / "out.onnx").graph.nodes[0].inputs[1]), np.ones(4))
+
+
+def test_two_runs_that_write_one_output_at_once_leave_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = in_two_files(tmp_path)
+    first, second = Model.load(path), Model.load(path)
+    assign(first_weight(second), value_of(first_weight(second)) * 2)
+    write, done = writer._write, []
+
+    def interrupted(place: Path, chunks: Any) -> int:
+        size = write(place, chunks)
+        if place.suffix == ".data" and not done:  # the first run's weights are there, its model is not yet
+            done.append(True)
+            second.save(path)
+        return size
+
+    monkeypatch.setattr(writer, "_write", interrupted)
+    first.save(path)
+    assert done
+    assert Model.load(path).serialize() == network().proto().SerializeToString(deterministic=True)
+    assert len(list(tmp_path.glob("net.onnx.*.data"))) == 1
+
+
+def test_a_report_describes_all_files_of_a_model(tmp_path: Path) -> None:
+    path = in_two_files(tmp_path)
+    model = Model.load(path)
+    assert model.files == [path, tmp_path / "weights.bin"]
+    found = describe_input(model, 0, 0)
+    content = path.read_bytes() + (tmp_path / "weights.bin").read_bytes()
+    assert (found.bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    (tmp_path / "weights.bin").unlink()
+    assert describe_input(model, 0, 0).bytes == len(network().proto().SerializeToString())
+    assert model.copy().files == []
+
+
 def test_a_file_that_is_cut_short_while_it_is_used_is_reported(tmp_path: Path) -> None:
     model = Model.load(in_two_files(tmp_path))
     os.truncate(tmp_path / "weights.bin", 100)
@@ -306,3 +294,123 @@ def test_new_weights_of_a_large_model_leave_memory(large: Path, monkeypatch: pyt
     state.restore()
     for name, value in session.run(session.create(model), feeds).items():
         np.testing.assert_array_equal(found[name], value)
+
+
+# -- payloads ------------------------------------------------------------------------------------------------
+
+
+def temporary_weights() -> list[Path]:
+    return sorted(Path(payload._scratch(os.getpid())).iterdir())
+
+
+def test_a_weight_that_was_replaced_takes_no_memory() -> None:
+    model = network().model()
+    weight = first_weight(model)
+    replaced = np.ones(weight.shape, np.float32)
+    weight.values = replaced
+    model.skeleton()
+    gone = weakref.ref(replaced)
+    del replaced
+    assign(weight, np.zeros(weight.shape, np.float32))
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_weight_that_was_put_aside_and_replaced_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skeleton, "LARGE", 0)
+    monkeypatch.setattr("onnxcomp.model._WORTH_A_FILE", LEAST)
+    before = temporary_weights()
+    model = network().model()
+    weight = first_weight(model)
+    for factor in range(3):
+        assign(weight, np.full(weight.shape, factor, np.float32))
+        model.put_weights_aside()
+        gc.collect()
+        assert len(temporary_weights()) == len(before) + 1
+        assert value_of(first_weight(model.copy())).max() == factor
+    del model, weight
+    gc.collect()
+    assert temporary_weights() == before
+
+
+def test_a_full_disk_leaves_nothing_behind() -> None:
+    before = temporary_weights()
+
+    def chunks() -> Any:
+        yield bytes(100)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"put aside there \(No space left on device\); set TMPDIR"):
+        payload._write_aside(chunks())
+    assert temporary_weights() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_leaves_the_weights_of_its_parent_alone() -> None:
+    ours = payload.InMemory(bytes([1]) * LEAST).in_file()
+    child = os.fork()
+    if not child:
+        theirs = payload.InMemory(bytes([2]) * LEAST).in_file()
+        right = bytes(ours.read()) == bytes([1]) * LEAST and theirs.source.path.parent != ours.source.path.parent
+        del ours, theirs
+        gc.collect()
+        atexit._run_exitfuncs()
+        os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ours.source.path.parent.exists()
+    assert bytes(ours.read()) == bytes([1]) * LEAST
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_file_for_each_weight_needs_few_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(payload, "_CAN_SHARE", shared)
+    paths = [tmp_path / f"{index}.bin" for index in range(300)]
+    for index, path in enumerate(paths):
+        path.write_bytes(bytes([index % 256]) * LEAST)
+    before = len(payload._KEPT)
+    sources = [payload.SourceFile(path) for path in paths]
+    assert len(payload._KEPT) == (128 if shared else before)
+    for index, source in enumerate(sources):
+        assert bytes(payload.InFile(source, 10, 20).read()) == bytes([index % 256]) * 20
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_file_that_is_changed_while_it_is_used_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr(payload, "_CAN_SHARE", shared)
+    model = Model.load(in_two_files(tmp_path))
+    path = tmp_path / "weights.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(InputError, match="was changed while it was in use; load the model again"):
+        value_of(first_weight(model))
+
+
+def test_a_large_model_runs_on_when_its_file_is_replaced(large: Path) -> None:
+    feeds = network().feeds()
+    model = Model.load(large)
+    expected = session.run(session.create(model), feeds)
+    changed = model.copy()
+    assign(first_weight(changed), value_of(first_weight(changed)) * 2)
+    changed.save(large)
+    for path in large.parent.glob("*.bin"):
+        path.unlink()
+    for name, value in session.run(session.create(model), feeds).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_full_disk_is_said_to_be_one_when_kernels_are_counted(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    model = Model.load(large)
+    assign(first_weight(model), value_of(first_weight(model)) * 2)
+    monkeypatch.setattr(payload, "_scratch", full)
+    for use in (optimized_kernels, session.create):
+        with pytest.raises(InputError, match=r"^\S+: weights cannot be put aside there \(No space left on device\)"):
+            use(model)

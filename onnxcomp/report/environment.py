@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx
-
 from onnxcomp.model import Model
 from onnxcomp.report.schema import Environment, Input
 from onnxcomp.runtime.target import Target, host_isa
@@ -36,20 +34,12 @@ def describe_environment(target: Target, command: Sequence[str] = ()) -> Environ
 
 
 def describe_input(model: Model, parameters: int, flops: int | None) -> Input:
-    """The model as it was loaded; one in memory is described by the bytes that it would be saved as."""
+    """The model as it was loaded, with its external data; one in memory is described by the bytes of its one file."""
     digest = hashlib.sha256()
-    if model.path is not None and model.path.is_file():
-        size = 0
-        for path in _files(model.path):
-            size += path.stat().st_size
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    else:
-        skeleton = model.skeleton()
-        size = skeleton.size
-        for chunk in skeleton.chunks():
-            digest.update(chunk)
+    size = 0
+    for chunk in _chunks(model):
+        size += len(chunk)
+        digest.update(chunk)
     return Input(
         path=None if model.path is None else str(model.path),
         bytes=size,
@@ -74,19 +64,15 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """The model's file and its external data files, by name."""
-    yield path
-    proto = onnx.load_model(path, load_external_data=False)
-    places = {
-        entry.value
-        for tensor in onnx.external_data_helper._get_all_tensors(proto)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    for place in sorted(places):
-        yield path.parent / place
+def _chunks(model: Model) -> Iterator[bytes | memoryview]:
+    """The bytes of the model's files, or those that there would be."""
+    if not model.files or not all(path.is_file() for path in model.files):
+        yield from model.skeleton().chunks()
+        return
+    for path in model.files:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                yield block
 
 
 def _cpu_name() -> str:

@@ -37,7 +37,7 @@ def optimized_kernels(model: Loadable, threads: int = 1) -> list[Kernel]:
     """The nodes, in bodies too, after all of ONNX Runtime's optimizations on this machine, in order.
 
     Raises:
-        InputError: ONNX Runtime refuses the model.
+        InputError: ONNX Runtime refuses the model, or there is no room for its weights in temporary files.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
@@ -49,6 +49,8 @@ def optimized_kernels(model: Loadable, threads: int = 1) -> list[Kernel]:
             options.add_session_config_entry(key, value)
         try:
             open_session(model, options)
+        except InputError:
+            raise
         except Exception as error:  # the binding raises a dozen classes that share no base
             raise InputError(f"the model: ONNX Runtime cannot load it: {reason(error)}") from None
         graph = onnx.load_model(path, load_external_data=False).graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnxcomp.storage.payload import InMemory, Payload
+from onnxcomp.storage.payload import InFile, InMemory, Payload
 from onnxcomp.storage.skeleton import LEAST, is_reference, refer
 
 __all__ = ["Mapped", "Table"]
@@ -50,14 +51,15 @@ class Table:
 
     def __init__(self, payloads: list[Payload]) -> None:
         self._imported = payloads
-        self._arrays: dict[int, tuple[weakref.ref[Array], Payload]] = {}
+        self._aside: list[weakref.ref[Payload]] = []  # the graph holds them while it needs them
+        self._arrays: dict[int, _Known] = {}
 
     def __getitem__(self, index: int) -> Payload:
         return self._imported[index]
 
     def start(self) -> list[Payload]:
         """Those that references in the graph may mean, for an export to add to."""
-        return list(self._imported)
+        return [*self._imported, *(aside() or InMemory(b"") for aside in self._aside)]
 
     def encoded(self, tensor: gs.Constant, payloads: list[Payload]) -> onnx.TensorProto | None:
         """The message of a constant's new value, with its bytes among the payloads; None if it is small.
@@ -93,16 +95,27 @@ class Table:
             message = self.encoded(tensor, payloads)
             if message is not None and is_reference(message):
                 payload = payloads[-1].in_file()
-                refer(message, len(self._imported))
-                self._imported.append(payload)
+                refer(message, len(self._imported) + len(self._aside))
+                self._aside.append(weakref.ref(payload))
                 tensor._values = Mapped(message, payload)
 
     def _payload(self, array: Array) -> Payload:
         """The same payload for the same array, so that it is written to a file once."""
-        known = self._arrays.get(id(array))
-        if known is not None and known[0]() is array:
-            return known[1]
-        payload = InMemory(array)
         key = id(array)
-        self._arrays[key] = weakref.ref(array, lambda _: self._arrays.pop(key, None)), payload
+        known = self._arrays.get(key)
+        if known is None or known.array() is not array:
+            known = self._arrays[key] = _Known(weakref.ref(array, lambda _: self._arrays.pop(key, None)))
+        payload = None if known.payload is None else known.payload()
+        if payload is None:
+            payload = InMemory(array, known.files)
+            known.payload = weakref.ref(payload)
         return payload
+
+
+@dataclass
+class _Known:
+    """What an array has become; it must not keep the array in memory, as a payload does."""
+
+    array: weakref.ref[Array]
+    payload: weakref.ref[InMemory] | None = None
+    files: list[InFile] = field(default_factory=list)

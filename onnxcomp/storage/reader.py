@@ -12,17 +12,17 @@ from google.protobuf.message import DecodeError
 from onnxcomp.errors import InputError
 from onnxcomp.storage.payload import InFile, InMemory, Payload, SourceFile
 from onnxcomp.storage.skeleton import LEAST, Skeleton, is_reference, refer, reference_fields, tensors_of
-from onnxcomp.storage.wire import WireError, strip
+from onnxcomp.storage.wire import LIMIT, Buffer, WireError, strip
 from onnxcomp.validation import byte_size, external_file, external_range, quoted
 
-__all__ = ["external_tensors", "read", "split"]
+__all__ = ["external_tensors", "locations", "read", "split"]
 
 # A file up to this size is read at once: what is in memory need not be read again.
 _SMALL = 64 * 2**20
 
 
-def read(path: Path) -> tuple[Skeleton, bool]:
-    """A model and whether it has weights in other files; the weights are looked for, and not read.
+def read(path: Path) -> tuple[Skeleton, list[Path]]:
+    """A model and the other files that its weights are in, by name; the weights are looked for, and not read.
 
     Raises:
         InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
@@ -31,10 +31,8 @@ def read(path: Path) -> tuple[Skeleton, bool]:
     for tensor in tensors_of(skeleton.proto):
         if is_reference(tensor):
             _check_size(tensor, skeleton.payload(tensor).nbytes, path)
-    external = False
     files: dict[Path, SourceFile] = {}
     for tensor in external_tensors(skeleton.proto):
-        external = True
         payload = _find(tensor, path, files)
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
@@ -43,7 +41,17 @@ def read(path: Path) -> tuple[Skeleton, bool]:
         else:
             refer(tensor, len(skeleton.payloads))
             skeleton.payloads.append(payload)
-    return skeleton, external
+    return skeleton, sorted(files)
+
+
+def locations(path: Path) -> set[str]:
+    """The other files that a model's weights are in, as it names them.
+
+    Raises:
+        InputError: the file is missing or is not an ONNX model.
+    """
+    tensors = external_tensors(_read(path).proto)
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
 
 
 def split(proto: onnx.ModelProto) -> Skeleton:
@@ -68,7 +76,7 @@ def _read(path: Path) -> Skeleton:
     try:
         size = path.stat().st_size
         source = None if size <= _SMALL else SourceFile(path)
-        data = path.read_bytes() if source is None else mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+        data = path.read_bytes() if source is None else source.mapped()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of an .onnx model") from None
     except IsADirectoryError:
@@ -79,18 +87,29 @@ def _read(path: Path) -> Skeleton:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     payloads: list[Payload] = []
     try:
-        stripped = strip(data, LEAST, reference_fields)
-        message = b"".join(stripped.pieces)
-        for offset, nbytes in stripped.ranges:
+        message, ranges = _without_weights(data)
+        for offset, nbytes in ranges:
             inside = InMemory(memoryview(data)[offset : offset + nbytes])
             payloads.append(inside if source is None else InFile(source, offset, nbytes))
-    except WireError:
-        message = bytes(data)  # protobuf is to say what is wrong, if anything is
-    try:
         proto = onnx.load_model_from_string(message)
     except (DecodeError, ValueError):
         raise InputError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from None
     return Skeleton(proto, payloads)
+
+
+def _without_weights(data: Buffer | mmap.mmap) -> tuple[bytes, list[tuple[int, int]]]:
+    """What is to be parsed, and where the weights are that are not in it.
+
+    Raises:
+        WireError: it is too long to be parsed with its weights, and cannot be read without them.
+    """
+    try:
+        stripped = strip(data, LEAST, reference_fields)
+    except WireError:
+        if len(data) > LIMIT:
+            raise
+        return bytes(data), []  # protobuf is to say what is wrong, if anything is
+    return b"".join(stripped.pieces), stripped.ranges
 
 
 def _check_size(tensor: onnx.TensorProto, nbytes: int, path: Path) -> None:

@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 import onnx
 from google.protobuf.message import Message
 
-__all__ = ["Stripped", "WireError", "field_of", "strip", "varint"]
+__all__ = ["LIMIT", "Buffer", "Stripped", "WireError", "field_of", "strip", "varint"]
 
 Buffer = bytes | memoryview
+
+LIMIT = 2**31 - 1
+"""Bytes that one protobuf message can have."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEEPEST = 100  # as in protobuf's own parsers
@@ -51,7 +54,7 @@ def strip(data: Buffer | mmap.mmap, least: int, reference: Callable[[int], bytes
         reference: fields to add to the TensorProto in its place, by the index of the weight.
 
     Raises:
-        WireError: it is no ModelProto, or one that stores something twice.
+        WireError: it is no ModelProto, or one that gives a value twice.
     """
     scan = _Scan(memoryview(data), least, reference)
     pieces, _ = scan.message(0, len(data), _MODEL, 0)
@@ -83,13 +86,18 @@ def _number(message: type[Message], name: str) -> int:
 
 @dataclass
 class _Kind:
-    """A kind of message, and the fields in which weights can be, by number."""
+    """A kind of message, and the fields in which weights can be, by number.
+
+    Of a field that holds one value, ``once``, protobuf takes the last one, or merges them; here they are refused.
+    """
 
     inner: dict[int, _Kind] = field(default_factory=dict)
     raw_data: int | None = None
+    once: int | None = None
 
 
-_TENSOR = _Kind(raw_data=_number(onnx.TensorProto, "raw_data"))
+_RAW_DATA = _number(onnx.TensorProto, "raw_data")
+_TENSOR = _Kind(raw_data=_RAW_DATA, once=_RAW_DATA)
 _GRAPH = _Kind()
 _ATTRIBUTE = _Kind(
     {
@@ -97,7 +105,8 @@ _ATTRIBUTE = _Kind(
         _number(onnx.AttributeProto, "tensors"): _TENSOR,
         _number(onnx.AttributeProto, "g"): _GRAPH,
         _number(onnx.AttributeProto, "graphs"): _GRAPH,
-    }
+    },
+    once=_number(onnx.AttributeProto, "t"),
 )
 _NODE = _Kind({_number(onnx.NodeProto, "attribute"): _ATTRIBUTE})
 _GRAPH.inner = {_number(onnx.GraphProto, "node"): _NODE, _number(onnx.GraphProto, "initializer"): _TENSOR}
@@ -119,10 +128,12 @@ class _Scan:
         pieces: list[Buffer] = []
         length = 0
         copied = position = start
-        found = len(self.ranges)
+        seen = False
         while position < end:
             at = position
             tag, position = self._varint(position, end)
+            if tag < 8:  # else a large file of zeros would be scanned to its end
+                raise WireError("a field without a number")
             if tag & 7 != _BYTES:
                 position = self._skip(tag & 7, position, end)
                 continue
@@ -131,13 +142,15 @@ class _Scan:
             if position > end:
                 raise WireError("a field ends behind its message")
             number = tag >> 3
+            if number == kind.once:
+                if seen:
+                    raise WireError("a value that is given twice")
+                seen = True
             if size < self._least:
                 continue
             if number == kind.raw_data:
                 replaced: list[Buffer] = [self._reference(len(self.ranges))]
                 self.ranges.append((body, size))
-                if len(self.ranges) > found + 1:
-                    raise WireError("a tensor with two values")
             elif number in kind.inner:
                 before = len(self.ranges)
                 inner, inner_size = self.message(body, position, kind.inner[number], depth + 1)

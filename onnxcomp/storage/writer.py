@@ -6,17 +6,17 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from onnxcomp.files import open_atomic
+from onnxcomp.errors import InputError
+from onnxcomp.files import held, open_atomic, remove_unheld
 from onnxcomp.storage.payload import Payload
+from onnxcomp.storage.reader import locations
 from onnxcomp.storage.skeleton import Skeleton, is_reference, tensors_of
-from onnxcomp.storage.wire import Buffer
+from onnxcomp.storage.wire import LIMIT, Buffer
 
-__all__ = ["LIMIT", "save"]
-
-LIMIT = 2**31 - 1
-"""Bytes that one protobuf message can have."""
+__all__ = ["save"]
 
 # Weights of this size start where memory pages do, so that a runtime can map them; the others as vectors want it.
 _PAGED, _PAGE, _VECTOR = 2**16, 4096, 64
@@ -35,18 +35,21 @@ def save(skeleton: Skeleton, path: Path, external: bool) -> int:
     Raises:
         InputError: the folder is missing or may not be written, or the disk is full.
     """
-    if not external and skeleton.size <= LIMIT:
+    layout = _layout(skeleton) if external or skeleton.size > LIMIT else []
+    if not layout:
         size = _write(path, skeleton.chunks())
-        _remove_earlier(path, None)
+        _remove_earlier(path)
         return size
-    layout = _layout(skeleton)
     weights = path.with_name(f"{path.name}.{_digest(layout)}.data")
-    size = _write(weights, _laid_out(layout))
     offsets = {id(payload): offset for offset, payload in layout}
-    proto = skeleton.placed(lambda payload: (weights.name, offsets[id(payload)]))
-    size += _write(path, [proto.SerializeToString()])
-    _remove_earlier(path, weights)
-    return size
+    message = skeleton.placed(lambda payload: (weights.name, offsets[id(payload)])).SerializeToString()
+    while True:
+        size = _write(weights, _laid_out(layout))
+        with held(weights) as there:
+            if there:  # else another process has just removed them: nothing referred to them yet
+                size += _write(path, [message])
+                _remove_earlier(path)
+                return size
 
 
 Layout = list[tuple[int, Payload]]
@@ -95,10 +98,21 @@ def _write(path: Path, chunks: Iterable[Buffer]) -> int:
     return size
 
 
-def _remove_earlier(path: Path, weights: Path | None) -> None:
-    """Weights of the model that was replaced, or of one that was never finished."""
+def _remove_earlier(path: Path) -> None:
+    """Remove weights of models that were here before, or were never finished.
+
+    Models that were moved or copied within the folder go on using theirs.
+    """
     ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
     with suppress(OSError):
         for found in path.parent.iterdir():
-            if found != weights and ours.fullmatch(found.name):
-                found.unlink()
+            if ours.fullmatch(found.name) and found.is_file():
+                remove_unheld(found, partial(_is_needed, found.name, path))
+
+
+def _is_needed(weights: str, path: Path) -> bool:
+    """Whether this model or another one in the folder refers to the file, or cannot be asked."""
+    try:
+        return any(weights in locations(model) for model in (path, *path.parent.glob("*.onnx")))
+    except InputError:
+        return True
