@@ -192,10 +192,8 @@ def _hash_arrays(digest: Any, arrays: Iterable[tuple[str, Any]]) -> None:
         elif sys.byteorder == "big":
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         else:
-            plain = (
-                array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
-            )  # ml_dtypes have no buffer
-            digest.update(np.ascontiguousarray(plain).data if array.size else b"")
+            # As bytes, because the types of ml_dtypes have no buffer.
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
 
 
 def _batches(dataset: Dataset, model: Model) -> bool:

@@ -371,3 +371,12 @@ def test_feeds_can_be_given_as_they_are() -> None:
     data = Dataset.from_feeds(given, labels=[[1], [2, 3]])
     assert [len(feeds["image"]) for feeds in data.feeds()] == [1, 2]
     assert data.labels.tolist() == [1, 2, 3]
+
+
+def test_labels_may_be_text() -> None:
+    x = images(2)
+    digests = {
+        Dataset.from_arrays({"image": x}, np.array(labels), model=vision()).describe()["sha256"]
+        for labels in (["a cat", "a dog"], ["a cat", "a cow"])
+    }
+    assert len(digests) == 2

@@ -9,10 +9,13 @@ import pytest
 
 from onnxcomp import Model, compress
 from onnxcomp.graph.layers import weighted_layers
+from onnxcomp.registry import pass_names
 from onnxcomp.runtime import session
 from tests.zoo import COMMITTED, calibration, each_model, zoo_model
 
 pytestmark = pytest.mark.zoo
+
+_MILD = {"prune": "prune(flops=0.05)"}  # few samples do not tell which channels can go
 
 
 @pytest.mark.filterwarnings("ignore::onnxcomp.errors.OnnxcompWarning")  # some have fewer channels to lose
@@ -40,6 +43,18 @@ def test_the_whole_pipeline_runs_and_accounts_for_every_layer(name: str, tmp_pat
     assert {key: value.shape for key, value in session.run(compressed, feeds).items()} == shapes
     assert report.result.bytes == out.stat().st_size
     assert report.result.size_ratio > 1.0
+
+
+@pytest.mark.filterwarnings("ignore::onnxcomp.errors.OnnxcompWarning")
+@pytest.mark.parametrize("alone", pass_names())
+@each_model
+def test_every_pass_alone_is_verified(name: str, alone: str) -> None:
+    path = zoo_model(name)
+    report = compress(path, _MILD.get(alone, alone), data=calibration(path, 8), timings="off").report
+    assert report.succeeded, [entry.verification.error for entry in report.failed_passes]
+    entry = report.passes[-1]
+    assert (entry.name, entry.verification.status) == (alone, "passed")
+    assert len({decision.layer for decision in entry.decisions}) == len(entry.decisions)
 
 
 def test_the_committed_network_keeps_its_accuracy(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def _large(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     rows = [
         f"| `-p {row['pipeline']}` | {row['size_ratio']:.2f}x | {row['latency_ratio']:.2f}x "
-        f"| {row['sqnr_db']:.1f} dB | {row['seconds']:.0f} s | {row['peak_bytes'] / 1e9:.2f} GB | {row['peak_over_weights']:.2f}x |"
+        f"| {row['sqnr_db']:.1f} dB | {row['seconds']:.0f} s "
+        f"| {row['peak_bytes'] / 1e9:.2f} GB | {row['peak_over_weights']:.2f}x |"
         for row in compiled["rows"]
     ]
     return "\n".join(
@@ -77,7 +78,8 @@ def _large(found: dict[str, Any]) -> str:
             "",
             f"- {found['date']}, `python benchmarks/large.py`, {versions}",
             f"- loaded and saved, {through['weight_bytes'] / 1e6:,.0f} MB of weights in one file, "
-            f"{through['rounds']} rounds in turn: {through['time_ratio']:.2f} of the time of onnx's own load and save ({low:.2f} to {high:.2f}), "
+            f"{through['rounds']} rounds in turn: {through['time_ratio']:.2f} of the time of onnx's own load and save "
+            f"({low:.2f} to {high:.2f}), "
             f"{through['memory_ratio']:.2f} of its peak memory "
             f"({through['peak_bytes']['onnxcomp'] / 1e6:,.0f} against {through['peak_bytes']['onnx'] / 1e6:,.0f} MB); "
             "the files are the same, byte for byte",
