@@ -224,6 +224,18 @@ def test_types_that_numpy_lacks_go_in_and_come_out(kind: str) -> None:
     assert feeds.synthetic(Model.from_proto(proto))["x"].dtype == dtype
 
 
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+def test_types_of_a_part_of_a_byte_go_in_and_come_out(kind: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, kind))
+    element = helper.np_dtype_to_tensor_dtype(dtype)
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=FLOAT), helper.make_node("Cast", ["f"], ["y"], to=element)]
+    proto = build(nodes, {"x": (element, [5])}, ["f", "y"], opset=21)
+    array = np.asarray([1, 7, 0, 3, 5], dtype)
+    found = session.run(session.create(proto), {"x": array})
+    np.testing.assert_array_equal(found["f"], [1, 7, 0, 3, 5])
+    np.testing.assert_array_equal(found["y"], array)
+
+
 # -- measured time -------------------------------------------------------------------------------------------
 
 

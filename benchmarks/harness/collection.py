@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.cases import Case, load_cases, variants
-from harness.examine import Finding, examine, without_timing
+from harness.examine import EVERY_PASS, LOAD_AND_SAVE, Finding, examine, without_timing
 from harness.pool import spread
 from harness.results import Environment
 
@@ -40,7 +40,7 @@ class Collection(_Part):
         seconds: wall clock.
         models: of each kind.
         outcomes: for each check, how many models (variants are models of their own) came out how.
-        reasons: why weighted layers were left alone, with the number of models in which that was the reason.
+        reasons: why each pass left weighted layers alone, with the number of models in which that was the reason.
         undone: passes that were rolled back because they lost too much, or gave up.
         refused, not_runnable: sentences of errors.
         failures: models that came out wrong: there must be none.
@@ -106,9 +106,9 @@ def tally(findings: Iterable[Finding]) -> dict[str, object]:
     failures = []
     for found in findings:
         outcomes.setdefault(found.check, Counter())[found.outcome] += 1
-        reasons.update((found.check, reason) for reason in found.reasons)
-        if found.outcome == "left alone" and not found.reasons:
-            reasons[found.check, found.detail] += 1
+        if found.check not in (EVERY_PASS, LOAD_AND_SAVE):  # what all passes leave alone, each of them does
+            nothing = [found.detail] if found.outcome == "left alone" and not found.reasons else []
+            reasons.update((found.check, reason) for reason in [*found.reasons, *nothing])
         if found.outcome in sentences:
             sentences[found.outcome][found.check, found.detail] += 1
         if found.outcome == "failed":

@@ -31,9 +31,9 @@ from onnxcomp.registry import pass_class, pass_names
 from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.target import Target
 
-__all__ = ["EVERY_PASS", "Finding", "examine", "mild", "passes_alone", "without_timing"]
+__all__ = ["EVERY_PASS", "LOAD_AND_SAVE", "Finding", "examine", "mild", "passes_alone", "without_timing"]
 
-EVERY_PASS = "all passes"
+EVERY_PASS, LOAD_AND_SAVE = "all passes", "load and save"
 
 # By name of the option, for whatever pass has it: too much asked of a small model is no finding.
 _MILD = {"flops": 0.1}
@@ -99,7 +99,7 @@ def examine(case: Case) -> list[Finding]:
         warnings.simplefilter("ignore", OnnxcompWarning)  # in one operator there may be little to gain
         path = Path(folder) / "model.onnx"
         path.write_bytes(case.proto.SerializeToString())
-        findings = [_found(case, "load and save", lambda: _load_and_save(case, path))]
+        findings = [_found(case, LOAD_AND_SAVE, lambda: _load_and_save(case, path))]
         original = _Original.of(case)
         if original is None:
             return [*findings, _found(case, EVERY_PASS, lambda: _not_runnable(path))]
@@ -205,12 +205,11 @@ class _Alone:
 
     def check(self, pipeline: Pipeline) -> tuple[str, str, Mapping[str, int]]:
         model, records = self._run(pipeline.passes)
-        undone, reasons = [], Counter()
+        undone, reasons = [], _skipped(records[-1].decisions)  # those of the passes before it are told of them
         for record in records:
             if record.error is not None:
                 cause = "" if record.cause is None else record.cause.__name__
                 undone.append(_undone(record.passed.name, record.error, cause, record.checks))
-            reasons.update(_skipped(record.decisions))
         proto = model.proto()
         self.original.judge(self.case, proto, all(step.exact for step in pipeline.passes))
         outcome = _outcome([records[-1].status], undone, reasons)

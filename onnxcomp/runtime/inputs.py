@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -188,7 +189,7 @@ def _cast(array: Array, wanted: ModelInput, where: str) -> Array:
             )
         return cast
     if wanted.kind == "int" and array.dtype != wanted.dtype and array.size:
-        limits = np.iinfo(wanted.dtype)
+        limits = ml_dtypes.iinfo(wanted.dtype)  # type: ignore[no-untyped-call]
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise InputError(
                 f"{where}: array {wanted.name!r} holds values outside {wanted.dtype}, which the model takes; "

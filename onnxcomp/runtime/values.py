@@ -6,21 +6,13 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 
 __all__ = ["is_float", "prepared", "run_session"]
 
-# Types that NumPy alone does not have, in whole bytes; those of a part of a byte no graph input can have.
-_FOREIGN = {
-    np.dtype(ml_dtypes.bfloat16): onnx.TensorProto.BFLOAT16,
-    np.dtype(ml_dtypes.float8_e4m3fn): onnx.TensorProto.FLOAT8E4M3FN,
-    np.dtype(ml_dtypes.float8_e4m3fnuz): onnx.TensorProto.FLOAT8E4M3FNUZ,
-    np.dtype(ml_dtypes.float8_e5m2): onnx.TensorProto.FLOAT8E5M2,
-    np.dtype(ml_dtypes.float8_e5m2fnuz): onnx.TensorProto.FLOAT8E5M2FNUZ,
-}
+_REGISTERED = 2  # what numpy.dtype.isbuiltin is for types that a package adds, as ml_dtypes does
 _NATIVE = {f"tensor({name})" for name in ("float", "double", "float16", "bool", "string")} | {
     f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
@@ -59,11 +51,12 @@ def prepared(
 
 
 def _to_ort(value: Any) -> Any:
-    kind = _FOREIGN.get(value.dtype) if isinstance(value, np.ndarray) else None
-    if kind is None:
+    if not isinstance(value, np.ndarray) or value.dtype.isbuiltin != _REGISTERED:
         return value
-    raw = np.ascontiguousarray(value).reshape(value.shape).view(f"u{value.itemsize}")
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, kind)
+    tensor = onnx.numpy_helper.from_array(value)  # packs what is smaller than a byte
+    made = ort.OrtValue.ortvalue_from_shape_and_type(list(value.shape), tensor.data_type)
+    ctypes.memmove(made.data_ptr(), tensor.raw_data, len(tensor.raw_data))
+    return made
 
 
 def _from_ort(value: Any) -> Any:
