@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import assign, is_constant, shape_of, value_of
+from onnxcomp.graph.edit import output_ids
 from onnxcomp.model import Model
 from onnxcomp.origins import nested_graphs
 
@@ -37,7 +38,7 @@ class WeightedLayer:
         groups: of a grouped or depthwise convolution, else 1.
         nested: inside the body of an If, Loop or Scan, or inside a model-local function.
         function: name of that function, with its domain, or nothing.
-        shared: several nodes, or several inputs of one node, use this weight tensor.
+        shared: several nodes, or several inputs of one node, use this weight tensor, or a graph gives it out.
         quantized: the weight reaches the node through DequantizeLinear.
     """
 
@@ -134,9 +135,10 @@ def weighted_layers(model: Model) -> list[WeightedLayer]:
     names: dict[str, int] = {}
     for root in (model.graph, *model.graph.functions):
         function = "" if root is model.graph else f"{root.domain}.{root.name}"
+        outputs = output_ids(root)
         for graph in nested_graphs(root):
             for node in graph.nodes:
-                layer = _layer(node, graph is not model.graph, function)
+                layer = _layer(node, graph is not model.graph, function, outputs)
                 if layer is not None:
                     count = names[layer.name] = names.get(layer.name, 0) + 1
                     if count > 1:
@@ -150,7 +152,7 @@ def layer_name(node: gs.Node) -> str:
     return str(node.name) or f"{node.op}:{node.outputs[0].name if node.outputs else '?'}"
 
 
-def _layer(node: gs.Node, nested: bool, function: str) -> WeightedLayer | None:
+def _layer(node: gs.Node, nested: bool, function: str, outputs: set[int]) -> WeightedLayer | None:
     if node.op in ("Constant", "DequantizeLinear", "QuantizeLinear"):
         return None
     found = _find_weight(node)
@@ -169,7 +171,7 @@ def _layer(node: gs.Node, nested: bool, function: str) -> WeightedLayer | None:
         in_axis=in_axis,
         groups=groups,
         nested=nested,
-        shared=len(weight.outputs) > 1 or len(tensor.outputs) > 1,
+        shared=any(len(item.outputs) > 1 or id(item) in outputs for item in (weight, tensor)),
         quantized=quantized,
         function=function,
     )
