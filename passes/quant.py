@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from onnxcomp.context import Context
@@ -18,7 +16,8 @@ from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.int8_forms import FormWriter, is_table, obstacle_to_storing
+from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
+from onnxcomp.graph.int8_forms import FormWriter
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
 from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -43,8 +42,6 @@ _SUSPECTS = 24
 _MEASURED_SAMPLES = 32
 # Integer kernels that make the model this much slower are not worth it.
 _LEAST_SPEED = 0.95
-# A weight smaller than this is not worth two nodes to restore it.
-_LEAST_STORED = 512
 _METHODS: tuple[ranges.Method, ...] = ("mse", "percentile", "minmax")
 _QUANTIZED_OPS = {
     "QuantizeLinear",
@@ -99,7 +96,7 @@ class Quant(Pass):
     stage: ClassVar[Stage] = Stage.QUANT
     requires: ClassVar[tuple[str, ...]] = ("fold",)
 
-    mode: Literal["auto", "static", "dynamic", "weights"] = Field(
+    mode: Mode = Field(
         "auto",
         description="auto: static, but dynamic for MatMuls where these hold most weights, and without data; "
         "weights: store every layer, for the file alone",
@@ -120,8 +117,10 @@ class Quant(Pass):
         if self.mode == "static":
             ctx.require_data()
         work = _Quantization(self, model, ctx, layers)
-        division = work.divide()
-        if division == _Division():
+        division = divide(model.graph, layers, self.mode, self.keep, calibrated=work.data is not None)
+        for layer, reason in division.left:
+            ctx.skip(layer, reason)
+        if division.empty:
             return
         before = model.skeleton().size
         if division.static or division.dynamic or division.tables:
@@ -146,16 +145,6 @@ class Quant(Pass):
                 raise PassError(f"quant: option keep names {name!r}, which is no weighted layer of this model")
 
 
-@dataclass
-class _Division:
-    """Which layer gets which form, and why not a better one."""
-
-    static: list[WeightedLayer] = field(default_factory=list)
-    dynamic: list[WeightedLayer] = field(default_factory=list)
-    tables: list[WeightedLayer] = field(default_factory=list)
-    stored: list[tuple[WeightedLayer, str]] = field(default_factory=list)
-
-
 class _Quantization:
     """One run of the pass."""
 
@@ -168,7 +157,7 @@ class _Quantization:
         self.calibration = Calibration()
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
-    def write(self, division: _Division) -> None:
+    def write(self, division: Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
             self.calibration = self._calibrate(division)
@@ -191,42 +180,7 @@ class _Quantization:
             reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
 
-    # -- which form ----------------------------------------------------------------------------------------
-
-    def divide(self) -> _Division:
-        """Choose the forms; layers that get none are logged."""
-        division = _Division()
-        candidates = [layer for layer in self.layers if not unsuitable(layer)]
-        total = sum(np.prod(layer.shape) for layer in candidates)
-        matmuls = sum(np.prod(layer.shape) for layer in candidates if layer.kind == "MatMul")
-        dynamic = {"MatMul", "Gemm"} if self.options.mode == "dynamic" or self.data is None else set()
-        if self.options.mode == "auto" and 2 * matmuls > total:
-            dynamic.add("MatMul")
-        no_range = "mode is dynamic" if self.data is not None else "there is no calibration data"
-        kept = {id(layer.weight) for layer in self.layers if layer.name in self.options.keep}
-        for layer in self.layers:
-            reason = unsuitable(layer) or ("mode is weights" if self.options.mode == "weights" else "")
-            if layer.name in self.options.keep:
-                self.ctx.skip(layer, "kept in float, as option keep asks")
-            elif id(layer.weight) in kept:
-                self.ctx.skip(layer, "its weight is also that of a layer that option keep names")
-            elif is_table(layer) and _is_storable(self.model.graph, layer):
-                division.tables.append(layer)
-            elif reason and not _is_storable(self.model.graph, layer):
-                self.ctx.skip(layer, reason)
-            elif reason:
-                division.stored.append((layer, reason))
-            elif layer.kind in dynamic:
-                division.dynamic.append(layer)
-            elif self.data is not None and self.options.mode != "dynamic":
-                division.static.append(layer)
-            elif _is_storable(self.model.graph, layer):
-                division.stored.append((layer, f"{no_range}, and Conv has no fast dynamic integer kernel"))
-            else:
-                self.ctx.skip(layer, no_range)
-        return division
-
-    def _calibrate(self, division: _Division) -> Calibration:
+    def _calibrate(self, division: Division) -> Calibration:
         plans = make_plans(self.model.graph, division.static)
         channels = [
             (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
@@ -235,7 +189,7 @@ class _Quantization:
         tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
         return calibrate(self.model, self.data, tensors, channels, self.ctx.progress)
 
-    def _leave_unseen(self, division: _Division) -> None:
+    def _leave_unseen(self, division: Division) -> None:
         """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
         unseen = {
             site.layer.name
@@ -243,14 +197,9 @@ class _Quantization:
             for site in plan.sites
             if not all(self.calibration.seen(root) for root in plan.roots_around(site))
         }
-        without_range = [layer for layer in division.static if layer.name in unseen]
-        division.static = [layer for layer in division.static if layer.name not in unseen]
         reason = "no calibration sample shows the values in its body"
-        for layer in without_range:
-            if _is_storable(self.model.graph, layer):
-                division.stored.append((layer, reason))
-            else:
-                self.ctx.skip(layer, reason)
+        for layer in division.give_up_static(self.model.graph, unseen, reason):
+            self.ctx.skip(layer, reason)
 
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------
 
@@ -317,7 +266,7 @@ class _Quantization:
         """Keep 8-bit weights for layers that have no integer kernels, or none that pay."""
         writer = FormWriter(self.model.graph)
         for layer in layers:
-            if _is_storable(self.model.graph, layer):
+            if is_storable(self.model.graph, layer):
                 self._write_stored(writer, [(layer, reason)])
             else:
                 self.ctx.skip(layer, reason)
@@ -398,11 +347,6 @@ class _Quantization:
 
 def _is_quantized(model: Model) -> bool:
     return any(node.op in _QUANTIZED_OPS for graph in all_graphs(model.graph) for node in graph.nodes)
-
-
-def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
-    """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
-    return int(np.prod(layer.shape)) >= _LEAST_STORED and not obstacle_to_storing(graph, layer)
 
 
 def _limited(written: Written) -> str:
