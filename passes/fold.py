@@ -58,7 +58,8 @@ class Fold(Pass):
     6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
     7. Nodes that no output depends on go, and initializers that nothing reads; graph inputs stay.
     8. With ``inline_functions``, calls of model-local functions are replaced by what the functions do before all
-       this: then every pass sees their layers. A function that is called n times leaves n copies of its weights.
+       this: then every pass sees their layers. A function that is called n times leaves n copies of its weights;
+       one that imports another version of the operators than the model stays, with a warning.
     """
 
     name: ClassVar[str] = "fold"
@@ -81,9 +82,12 @@ class Fold(Pass):
         graph = model.graph
         if self.inline_functions:
             replaced = [layer for layer in weighted_layers(model) if layer.function]
-            inline_functions(model)
+            for reason in inline_functions(model):
+                ctx.warn(reason)
+            staying = {f"{function.domain}.{function.name}" for function in graph.functions}
             for layer in replaced:
-                ctx.act(layer, "inlined", f"{layer.function} stands where it was called")
+                if layer.function not in staying:
+                    ctx.act(layer, "inlined", f"{layer.function} stands where it was called")
         lifted: set[int] = set()
         computed: set[int] = set()
         absorbed: list[Absorbed] = []

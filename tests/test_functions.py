@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcomp import compress
 from onnxcomp.context import Context, Decision
 from onnxcomp.data import Dataset
+from onnxcomp.errors import OnnxcompWarning
 from onnxcomp.graph.cost import cost
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
@@ -158,6 +159,37 @@ def test_inlined_functions_are_layers_like_any_other() -> None:
     assert error(proto, model) < 1e-5
     assert all(decision.action == "quantized" for decision in run(Quant(), model).values())
     assert error(proto, model) < 0.05
+
+
+def one_function(imports: dict[str, int], *last: onnx.NodeProto) -> onnx.ModelProto:
+    """A model of operator set 17 with one function, MatMul by a constant and these nodes, which make ``r`` of ``p``."""
+    nodes = [constant("w", 1), helper.make_node("MatMul", ["a", "w"], ["p"], name="product"), *last]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in imports.items()]
+    function = helper.make_function("org.example", "block", ["a"], ["r"], nodes, opsets)
+    value = helper.make_tensor_value_info
+    ends = [value(name, TensorProto.FLOAT, ["N", WIDTH]) for name in ("x", "y")]
+    call = helper.make_node("block", ["x"], ["y"], domain="org.example")
+    graph = helper.make_graph([call], "main", ends[:1], ends[1:])
+    own = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
+    return helper.make_model(graph, functions=[function], opset_imports=own, ir_version=8)
+
+
+def test_a_function_may_import_what_the_model_does_not_yet() -> None:
+    proto = one_function({"": 17, "com.microsoft": 1}, helper.make_node("Gelu", ["p"], ["r"], domain="com.microsoft"))
+    model = Model.from_proto(proto)
+    assert run(Fold(inline_functions=True), model)["org.example.block/product"].action == "inlined"
+    assert not model.proto().functions
+    assert error(proto, model) < 1e-5
+
+
+def test_a_function_of_another_operator_set_is_not_inlined_and_that_is_said() -> None:
+    proto = one_function({"": 16}, helper.make_node("ReduceMax", ["p"], ["r"], axes=[0]))
+    model = Model.from_proto(proto)
+    with pytest.warns(OnnxcompWarning, match="org.example.block is not inlined, for it imports version 16"):
+        decisions = run(Fold(inline_functions=True), model)
+    assert decisions["org.example.block/product"].action == "skipped"
+    assert list(model.proto().functions) == list(proto.functions)
+    assert error(proto, model) < 1e-5
 
 
 def test_inlining_is_undone_like_every_other_edit() -> None:
