@@ -83,6 +83,8 @@ class Quant(Pass):
     4. Where the target's kernels add products in 16 bits (x86 without VNNI), an output channel whose weights
        could overflow them gets as many levels as are safe, 64 to 127 on each side of zero.
     5. The mean error that rounded weights make is taken out of the biases.
+    6. A model below operator set 13 is raised to it. Where one of its operators changed in a way that no rule
+       covers, ``auto`` stores all layers, and the other modes fail.
 
     A layer named in ``keep`` that stands alone between quantized ones is still fed and read in 8 bits, and
     ONNX Runtime (seen with 1.32) may round its weights when it loads the model, with one scale for all of
@@ -124,11 +126,25 @@ class Quant(Pass):
             return
         before = model.skeleton().size
         if division.static or division.dynamic or division.tables:
-            upgrade_opset(model, OPSET)
-            split_hard_swishes(model.graph)
+            self._raise_opset(model, ctx, division)
         work.write(division)
         if model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
+
+    def _raise_opset(self, model: Model, ctx: Context, division: Division) -> None:
+        """Give the model the operators of all forms; where it cannot have them, its layers are stored."""
+        state = model.checkpoint()
+        try:
+            upgrade_opset(model, OPSET)
+        except PassError as error:
+            if self.mode != "auto":
+                raise
+            state.restore()
+            layers = [*division.static, *division.dynamic, *division.tables]
+            for layer in division.store_instead(model.graph, layers, str(error)):
+                ctx.skip(layer, str(error))
+            return
+        split_hard_swishes(model.graph)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
@@ -198,7 +214,8 @@ class _Quantization:
             if not all(self.calibration.seen(root) for root in plan.roots_around(site))
         }
         reason = "no calibration sample shows the values in its body"
-        for layer in division.give_up_static(self.model.graph, unseen, reason):
+        layers = [layer for layer in division.static if layer.name in unseen]
+        for layer in division.store_instead(self.model.graph, layers, reason):
             self.ctx.skip(layer, reason)
 
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------

@@ -184,3 +184,37 @@ def test_weights_that_the_model_gives_out_stay_as_they_are(pipeline: str, with_d
     assert all(entry.status != "rolled back" for entry in result.report.passes)
     found = errors(proto, result.model, feeds)
     assert found["w"] == found["b"] == 0.0
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_model_that_cannot_be_raised_stores_its_weights(with_data: bool) -> None:
+    """TopK got an input for its attribute; the Clip before it must not stay half raised."""
+    proto = build(
+        """
+        g (float[N, 32] x, bool c) => (float[N, 4] y) {
+            h = Clip<min = -0.5, max = 0.5>(x)
+            y = If(c) <
+                then_branch = t () => (float[N, 4] r) {
+                    a = MatMul(h, w)
+                    r, i = TopK<axis = 1, k = 4>(a)
+                },
+                else_branch = e () => (float[N, 4] r) { r = MatMul(h, v) }
+            >
+        }""",
+        9,
+        w=weight(32, 64),
+        v=weight(32, 4),
+    )
+    feeds = samples(2, 32)
+    data = Dataset.from_feeds(feeds) if with_data else None
+    result = compress(Model.from_proto(proto), "quant", data=data, target=Target.parse("x86-vnni"))
+    decisions = {decision.layer: decision for decision in result.report.passes[-1].decisions}
+    assert {name: decision.action for name, decision in decisions.items()} == {
+        "MatMul:a": "stored",
+        "MatMul:r": "skipped",
+    }
+    assert all("TopK" in decision.reason for decision in decisions.values())
+    assert result.model.opset == 9
+    assert errors(proto, result.model, feeds)["y"] < 0.02
+    failed = compress(Model.from_proto(proto), "quant(mode='dynamic')", data=data, target=Target.parse("x86-vnni"))
+    assert failed.report.passes[-1].status == "rolled back"

@@ -43,12 +43,14 @@ class Division:
         """Whether every layer is left in float."""
         return not (self.static or self.dynamic or self.tables or self.stored)
 
-    def give_up_static(self, graph: gs.Graph, names: Collection[str], reason: str) -> list[WeightedLayer]:
-        """Store static layers of these names instead; returns those that cannot even be stored."""
-        given_up = [layer for layer in self.static if layer.name in names]
-        self.static = [layer for layer in self.static if layer.name not in names]
-        self.stored += [(layer, reason) for layer in given_up if is_storable(graph, layer)]
-        left = [layer for layer in given_up if not is_storable(graph, layer)]
+    def store_instead(self, graph: gs.Graph, layers: Sequence[WeightedLayer], reason: str) -> list[WeightedLayer]:
+        """Store these layers, which had a better form; returns those that cannot even be stored."""
+        given_up = {id(layer) for layer in layers}
+        self.static, self.dynamic, self.tables = (
+            [layer for layer in form if id(layer) not in given_up] for form in (self.static, self.dynamic, self.tables)
+        )
+        self.stored += [(layer, reason) for layer in layers if is_storable(graph, layer)]
+        left = [layer for layer in layers if not is_storable(graph, layer)]
         self.left += [(layer, reason) for layer in left]
         return left
 
