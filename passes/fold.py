@@ -46,6 +46,7 @@ class Fold(Pass):
     3. ``Shape`` of a tensor whose dimensions follow from the declared graph inputs becomes a constant, and
        so does a Gather or Slice of the known part of a partly dynamic shape. Dimensions that were only seen
        in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
+       This is done for tensors of the main graph, also where a body reads their shapes.
        Not when ONNX Runtime refuses a branch of an If whose condition follows from such dimensions.
     4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
        bias of the Conv, ConvTranspose or Gemm before them, in bodies too. Not when that layer's output is read
@@ -54,10 +55,10 @@ class Fold(Pass):
        Add into a Conv without padding; between a Mul and a padded Conv the Add stays and is divided.
     5. ``Identity``, ``Dropout`` at inference, a ``Cast`` to the same type, an identity ``Transpose`` and a
        ``Reshape`` to the same static shape go; consecutive Transposes and Reshapes become one. Names of graph
-       outputs survive.
+       outputs survive. Rules that need a type (Cast, Reshape to the same shape) serve the main graph only.
     6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
     7. Nodes that no output depends on go, and initializers that nothing reads; graph inputs stay.
-    8. With ``inline_functions``, calls of model-local functions are replaced by what the functions do before all
+    8. Model-local functions stay as they are. With ``inline_functions``, calls of model-local functions are replaced by what the functions do before all
        this: then every pass sees their layers. A function that is called n times leaves n copies of its weights;
        one that imports another version of the operators than the model stays, with a warning.
     """
