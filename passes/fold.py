@@ -58,9 +58,9 @@ class Fold(Pass):
        outputs survive. Rules that need a type (Cast, Reshape to the same shape) serve the main graph only.
     6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
     7. Nodes that no output depends on go, and initializers that nothing reads; graph inputs stay.
-    8. Model-local functions stay as they are. With ``inline_functions``, calls of model-local functions are replaced by what the functions do before all
-       this: then every pass sees their layers. A function that is called n times leaves n copies of its weights;
-       one that imports another version of the operators than the model stays, with a warning.
+    8. Model-local functions stay as they are. With ``inline_functions``, their calls are replaced by what they
+       do before all this: then every pass sees their layers. A function that is called n times leaves n copies
+       of its weights; one that imports another version of the operators than the model stays, with a warning.
     """
 
     name: ClassVar[str] = "fold"
