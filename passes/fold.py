@@ -82,13 +82,7 @@ class Fold(Pass):
         """Apply the rules until nothing changes; rule 3 only where ``shapes`` says so."""
         graph = model.graph
         if self.inline_functions:
-            replaced = [layer for layer in weighted_layers(model) if layer.function]
-            for reason in inline_functions(model):
-                ctx.warn(reason)
-            staying = {f"{function.domain}.{function.name}" for function in graph.functions}
-            for layer in replaced:
-                if layer.function not in staying:
-                    ctx.act(layer, "inlined", f"{layer.function} stands where it was called")
+            _inline(model, ctx)
         lifted: set[int] = set()
         computed: set[int] = set()
         absorbed: list[Absorbed] = []
@@ -127,6 +121,20 @@ class Fold(Pass):
         layers = len(weighted_layers(model))
         weights = f"; weights of {changed} of {layers} layers are lifted or rescaled" if changed else ""
         return f"{before} nodes become {after}{weights}"
+
+
+def _inline(model: Model, ctx: Context) -> None:
+    """Inline functions; their layers go, and so do the calls that have weights as inputs."""
+    layers, functions = weighted_layers(model), {(item.domain, item.name) for item in model.graph.functions}
+    for reason in inline_functions(model):
+        ctx.warn(reason)
+    inlined = functions - {(item.domain, item.name) for item in model.graph.functions}
+    names = {f"{domain}.{name}" for domain, name in inlined}
+    for layer in layers:
+        if layer.function in names:
+            ctx.act(layer, "inlined", f"{layer.function} stands where it was called")
+        elif not layer.function and (layer.node.domain, layer.node.op) in inlined:
+            ctx.act(layer, "inlined", f"what {layer.op} does stands in its place")
 
 
 def _computed_conditions(graph: gs.Graph) -> list[gs.Tensor]:

@@ -152,7 +152,7 @@ def test_inlined_functions_are_layers_like_any_other() -> None:
     proto = with_functions()
     model = Model.from_proto(proto)
     decisions = run(Fold(inline_functions=True), model)
-    assert {name for name, decision in decisions.items() if decision.action == "inlined"} == set(NAMES[2:])
+    assert {name for name, decision in decisions.items() if decision.action == "inlined"} == {*NAMES} - {"last"}
     assert not model.proto().functions
     layers = weighted_layers(model)
     assert [(layer.kind, layer.nested) for layer in layers] == [("MatMul", False)] * 6, "block is called twice"
@@ -190,6 +190,68 @@ def test_a_function_of_another_operator_set_is_not_inlined_and_that_is_said() ->
     assert decisions["org.example.block/product"].action == "skipped"
     assert list(model.proto().functions) == list(proto.functions)
     assert error(proto, model) < 1e-5
+
+
+def by_attribute(op: str, inputs: list[str], attribute: str) -> onnx.NodeProto:
+    """A node whose attribute is the function's attribute ``choice``."""
+    node = helper.make_node(op, inputs, ["r"], name="layer")
+    node.attribute.add(name=attribute, ref_attr_name="choice", type=onnx.AttributeProto.INT)
+    return node
+
+
+def called(body: list[onnx.NodeProto], call: onnx.NodeProto, *inits: onnx.TensorProto) -> onnx.ModelProto:
+    """A model of this one call, from ``x`` to ``y``, of a function with this body, from ``a`` to ``r``."""
+    inputs = ["a", "w"] if inits else ["a"]
+    function = helper.make_function(
+        "org.example", call.op_type, inputs, ["r"], body, [helper.make_opsetid("", 17)], attributes=["choice"]
+    )
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph([call], "main", ends[:1], ends[1:], inits)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
+    return helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("op", "attribute", "choice"), [("Conv", "group", 2), ("ConvTranspose", "group", 2), ("Gemm", "transB", 1)]
+)
+def test_how_a_weight_is_laid_out_may_be_what_each_call_says(op: str, attribute: str, choice: int) -> None:
+    w = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    if op != "Gemm":
+        w = w[:, :, None]
+    held = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(w))
+    call = helper.make_node("block", ["x"], ["y"], domain="org.example", choice=choice)
+    proto = called([held, by_attribute(op, ["a", "w"], attribute)], call)
+    x = np.random.default_rng(1).standard_normal((2, WIDTH if op != "Conv" else 2 * WIDTH)).astype(np.float32)
+    feeds = {"x": x if op == "Gemm" else x[:, :, None]}
+    model = Model.from_proto(proto)
+    context = Context(target=Target.parse("x86-vnni"), scope="quant")
+    Quant().run(model, context)
+    assert [(decision.layer, decision.action) for decision in context.decisions] == [
+        ("org.example.block/layer", "stored")
+    ]
+    expected, found = (session.run(session.create(item), feeds)["y"] for item in (proto, model))
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("passed", [Quant(), Fold(inline_functions=True)])
+def test_a_function_with_the_name_of_an_operator_is_no_such_operator(passed: Pass) -> None:
+    """Of its first input it picks no rows, it multiplies by it."""
+    body = [helper.make_node("MatMul", ["w", "a"], ["r"], name="inner")]
+    call = helper.make_node("Gather", ["given", "x"], ["y"], "call", domain="org.example")
+    given = constant("given", 1).attribute[0].t
+    given.name = "given"
+    proto = called(body, call, given)
+    function = proto.functions[0]
+    function.input[:] = ["w", "a"]
+    model = Model.from_proto(proto)
+    assert cost(model, {"x": (WIDTH, 2), "y": (WIDTH, 2)}).flops == 0
+    context = Context(target=Target.parse("x86-vnni"), scope=passed.name)
+    passed.run(model, context)
+    expected = "stored" if isinstance(passed, Quant) else "inlined"
+    assert expected in [decision.action for decision in context.decisions if decision.layer == "call"]
+    feeds = {"x": np.random.default_rng(2).standard_normal((WIDTH, 2)).astype(np.float32)}
+    before, after = (session.run(session.create(item), feeds)["y"] for item in (proto, model))
+    np.testing.assert_allclose(after, before, atol=0.02 * np.abs(before).max())
 
 
 def test_inlining_is_undone_like_every_other_edit() -> None:

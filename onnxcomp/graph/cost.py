@@ -173,7 +173,8 @@ def _weight_size(node: gs.Node, index: int) -> int:
     if index in _NO_WEIGHTS.get(node.op, ()) or not is_constant(tensor):
         return 0
     if node.op == "MatMulNBits" and index == 1:  # packed: several elements a byte
-        return int(node.attrs["K"]) * int(node.attrs["N"])
+        rows, columns = node.attrs.get("N"), node.attrs.get("K")
+        return rows * columns if isinstance(rows, int) and isinstance(columns, int) else 0
     if not (index in _INTEGER_WEIGHTS.get(node.op, ()) or _is_float(tensor)):
         return 0
     shape = shape_of(tensor) or ()
@@ -230,7 +231,7 @@ def _macs_or_none(node: gs.Node, sizes: _Sizes) -> int:
 
 def _macs(node: gs.Node, sizes: _Sizes) -> int:
     count = _COUNTERS.get(node.op)
-    if count is None:
+    if count is None or node.domain not in _DOMAINS:
         return 0
     inputs = [_shape(tensor, sizes) for tensor in node.inputs]
     output = _shape(node.outputs[0], sizes) if node.outputs else None
@@ -300,6 +301,8 @@ def _known(shape: Shape | None) -> Shape:
     return shape
 
 
+# A function of the model may have any of these names.
+_DOMAINS = (None, "", "ai.onnx", "com.microsoft", "com.microsoft.nchwc")
 _COUNTERS: dict[str, _Counter] = {
     "Conv": _conv(1),
     "FusedConv": _conv(1),

@@ -162,6 +162,6 @@ def stored_rows(layer: WeightedLayer) -> tuple[Array, Array]:
 def is_table(layer: WeightedLayer) -> bool:
     """Whether the layer picks rows of its weight, as an embedding does."""
     node = layer.node
-    axis = int(node.attrs.get("axis", 0))
-    rows = node.op == "Gather" and layer.weight_index == 0 and axis == 0 and len(layer.shape) >= 2
+    gathers = node.op == "Gather" and node.domain in (None, "", "ai.onnx") and layer.weight_index == 0
+    rows = gathers and node.attrs.get("axis", 0) == 0 and len(layer.shape) >= 2
     return rows and not layer.shared and not layer.quantized and not layer.function

@@ -35,7 +35,7 @@ class WeightedLayer:
             (LSTM, Gather, contrib operators …).
         weight_index: which of the node's inputs the weight is.
         out_axis, in_axis: axes of the weight array that are output and input channels.
-        groups: of a grouped or depthwise convolution, else 1.
+        groups: of a grouped or depthwise convolution, else 1, also where the calls of a function decide.
         nested: inside the body of an If, Loop or Scan, or inside a model-local function.
         function: name of that function, with its domain, or nothing.
         shared: several nodes, or several inputs of one node, use this weight tensor, or a graph gives it out.
@@ -208,7 +208,9 @@ def _is_float(tensor: gs.Tensor) -> bool:
 
 
 def _layout(node: gs.Node, index: int) -> tuple[Kind, int, int, int]:
-    groups = int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1
+    group, transposed = (node.attrs.get(name) for name in ("group", "transB"))
+    # In a function it may be what each call says.
+    groups = group if isinstance(group, int) and node.op in ("Conv", "ConvTranspose") else 1
     if node.domain not in (None, "", "ai.onnx"):
         return "other", 0, 0, 1
     if node.op == "Conv" and index == 1:
@@ -216,8 +218,8 @@ def _layout(node: gs.Node, index: int) -> tuple[Kind, int, int, int]:
     if node.op == "ConvTranspose" and index == 1:
         return "ConvTranspose", 1, 0, groups
     rank = len(shape_of(_source(node.inputs[index])) or ())
-    if node.op == "Gemm" and index == 1:
-        return ("Gemm", 0, 1, 1) if node.attrs.get("transB", 0) else ("Gemm", 1, 0, 1)
+    if node.op == "Gemm" and index == 1 and (transposed is None or isinstance(transposed, int)):
+        return ("Gemm", 0, 1, 1) if transposed else ("Gemm", 1, 0, 1)
     if node.op == "MatMul" and index == 1 and rank == 2:
         return "MatMul", 1, 0, 1
     return "other", 0, 0, 1
