@@ -46,6 +46,7 @@ class Fold(Pass):
     3. ``Shape`` of a tensor whose dimensions follow from the declared graph inputs becomes a constant, and
        so does a Gather or Slice of the known part of a partly dynamic shape. Dimensions that were only seen
        in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
+       This is done for tensors of the main graph, also where a body reads their shapes.
        Not when ONNX Runtime refuses a branch of an If whose condition follows from such dimensions.
     4. ``BatchNormalization``, and Mul, Div, Add or Sub by one constant per channel, move into the weight and
        bias of the Conv, ConvTranspose or Gemm before them, in bodies too. Not when that layer's output is read
@@ -54,11 +55,12 @@ class Fold(Pass):
        Add into a Conv without padding; between a Mul and a padded Conv the Add stays and is divided.
     5. ``Identity``, ``Dropout`` at inference, a ``Cast`` to the same type, an identity ``Transpose`` and a
        ``Reshape`` to the same static shape go; consecutive Transposes and Reshapes become one. Names of graph
-       outputs survive.
+       outputs survive. Rules that need a type (Cast, Reshape to the same shape) serve the main graph only.
     6. clip(x + 3, 0, 6) / 6 becomes HardSigmoid.
     7. Nodes that no output depends on go, and initializers that nothing reads; graph inputs stay.
-    8. With ``inline_functions``, calls of model-local functions are replaced by what the functions do before all
-       this: then every pass sees their layers. A function that is called n times leaves n copies of its weights.
+    8. Model-local functions stay as they are. With ``inline_functions``, their calls are replaced by what they
+       do before all this: then every pass sees their layers. A function that is called n times leaves n copies
+       of its weights; one that imports another version of the operators than the model stays, with a warning.
     """
 
     name: ClassVar[str] = "fold"
@@ -80,10 +82,7 @@ class Fold(Pass):
         """Apply the rules until nothing changes; rule 3 only where ``shapes`` says so."""
         graph = model.graph
         if self.inline_functions:
-            replaced = [layer for layer in weighted_layers(model) if layer.function]
-            inline_functions(model)
-            for layer in replaced:
-                ctx.act(layer, "inlined", f"{layer.function} stands where it was called")
+            _inline(model, ctx)
         lifted: set[int] = set()
         computed: set[int] = set()
         absorbed: list[Absorbed] = []
@@ -122,6 +121,20 @@ class Fold(Pass):
         layers = len(weighted_layers(model))
         weights = f"; weights of {changed} of {layers} layers are lifted or rescaled" if changed else ""
         return f"{before} nodes become {after}{weights}"
+
+
+def _inline(model: Model, ctx: Context) -> None:
+    """Inline functions; their layers go, and so do the calls that have weights as inputs."""
+    layers, functions = weighted_layers(model), {(item.domain, item.name) for item in model.graph.functions}
+    for reason in inline_functions(model):
+        ctx.warn(reason)
+    inlined = functions - {(item.domain, item.name) for item in model.graph.functions}
+    names = {f"{domain}.{name}" for domain, name in inlined}
+    for layer in layers:
+        if layer.function in names:
+            ctx.act(layer, "inlined", f"{layer.function} stands where it was called")
+        elif not layer.function and (layer.node.domain, layer.node.op) in inlined:
+            ctx.act(layer, "inlined", f"what {layer.op} does stands in its place")
 
 
 def _computed_conditions(graph: gs.Graph) -> list[gs.Tensor]:

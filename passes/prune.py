@@ -55,6 +55,9 @@ class Prune(Pass):
        (channel pruning, He et al. 2017, with the inputs that the pruned model really has).
 
     Without data the smallest weights go, and nothing makes up for them.
+
+    Layers inside the bodies of If, Loop and Scan and in model-local functions stay as they are, and so do the
+    channels that they read from outside. ``fold(inline_functions=True)`` makes the functions' layers plain ones.
     """
 
     name: ClassVar[str] = "prune"

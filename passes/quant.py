@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from onnxcomp.context import Context
@@ -18,7 +16,8 @@ from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.int8_forms import FormWriter, is_table, obstacle_to_storing
+from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
+from onnxcomp.graph.int8_forms import FormWriter
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
 from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -43,8 +42,6 @@ _SUSPECTS = 24
 _MEASURED_SAMPLES = 32
 # Integer kernels that make the model this much slower are not worth it.
 _LEAST_SPEED = 0.95
-# A weight smaller than this is not worth two nodes to restore it.
-_LEAST_STORED = 512
 _METHODS: tuple[ranges.Method, ...] = ("mse", "percentile", "minmax")
 _QUANTIZED_OPS = {
     "QuantizeLinear",
@@ -86,6 +83,8 @@ class Quant(Pass):
     4. Where the target's kernels add products in 16 bits (x86 without VNNI), an output channel whose weights
        could overflow them gets as many levels as are safe, 64 to 127 on each side of zero.
     5. The mean error that rounded weights make is taken out of the biases.
+    6. A model below operator set 13 is raised to it. Where one of its operators changed in a way that no rule
+       covers, ``auto`` stores all layers, and the other modes fail.
 
     A layer named in ``keep`` that stands alone between quantized ones is still fed and read in 8 bits, and
     ONNX Runtime (seen with 1.32) may round its weights when it loads the model, with one scale for all of
@@ -99,7 +98,7 @@ class Quant(Pass):
     stage: ClassVar[Stage] = Stage.QUANT
     requires: ClassVar[tuple[str, ...]] = ("fold",)
 
-    mode: Literal["auto", "static", "dynamic", "weights"] = Field(
+    mode: Mode = Field(
         "auto",
         description="auto: static, but dynamic for MatMuls where these hold most weights, and without data; "
         "weights: store every layer, for the file alone",
@@ -120,16 +119,32 @@ class Quant(Pass):
         if self.mode == "static":
             ctx.require_data()
         work = _Quantization(self, model, ctx, layers)
-        division = work.divide()
-        if division == _Division():
+        division = divide(model.graph, layers, self.mode, self.keep, calibrated=work.data is not None)
+        for layer, reason in division.left:
+            ctx.skip(layer, reason)
+        if division.empty:
             return
         before = model.skeleton().size
         if division.static or division.dynamic or division.tables:
-            upgrade_opset(model, OPSET)
-            split_hard_swishes(model.graph)
+            self._raise_opset(model, ctx, division)
         work.write(division)
         if model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
+
+    def _raise_opset(self, model: Model, ctx: Context, division: Division) -> None:
+        """Give the model the operators of all forms; where it cannot have them, its layers are stored."""
+        state = model.checkpoint()
+        try:
+            upgrade_opset(model, OPSET)
+        except PassError as error:
+            if self.mode != "auto":
+                raise
+            state.restore()
+            layers = [*division.static, *division.dynamic, *division.tables]
+            for layer in division.store_instead(model.graph, layers, str(error)):
+                ctx.skip(layer, str(error))
+            return
+        split_hard_swishes(model.graph)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
@@ -146,16 +161,6 @@ class Quant(Pass):
                 raise PassError(f"quant: option keep names {name!r}, which is no weighted layer of this model")
 
 
-@dataclass
-class _Division:
-    """Which layer gets which form, and why not a better one."""
-
-    static: list[WeightedLayer] = field(default_factory=list)
-    dynamic: list[WeightedLayer] = field(default_factory=list)
-    tables: list[WeightedLayer] = field(default_factory=list)
-    stored: list[tuple[WeightedLayer, str]] = field(default_factory=list)
-
-
 class _Quantization:
     """One run of the pass."""
 
@@ -168,7 +173,7 @@ class _Quantization:
         self.calibration = Calibration()
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
-    def write(self, division: _Division) -> None:
+    def write(self, division: Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
             self.calibration = self._calibrate(division)
@@ -191,42 +196,7 @@ class _Quantization:
             reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
 
-    # -- which form ----------------------------------------------------------------------------------------
-
-    def divide(self) -> _Division:
-        """Choose the forms; layers that get none are logged."""
-        division = _Division()
-        candidates = [layer for layer in self.layers if not unsuitable(layer)]
-        total = sum(np.prod(layer.shape) for layer in candidates)
-        matmuls = sum(np.prod(layer.shape) for layer in candidates if layer.kind == "MatMul")
-        dynamic = {"MatMul", "Gemm"} if self.options.mode == "dynamic" or self.data is None else set()
-        if self.options.mode == "auto" and 2 * matmuls > total:
-            dynamic.add("MatMul")
-        no_range = "mode is dynamic" if self.data is not None else "there is no calibration data"
-        kept = {id(layer.weight) for layer in self.layers if layer.name in self.options.keep}
-        for layer in self.layers:
-            reason = unsuitable(layer) or ("mode is weights" if self.options.mode == "weights" else "")
-            if layer.name in self.options.keep:
-                self.ctx.skip(layer, "kept in float, as option keep asks")
-            elif id(layer.weight) in kept:
-                self.ctx.skip(layer, "its weight is also that of a layer that option keep names")
-            elif is_table(layer) and _is_storable(self.model.graph, layer):
-                division.tables.append(layer)
-            elif reason and not _is_storable(self.model.graph, layer):
-                self.ctx.skip(layer, reason)
-            elif reason:
-                division.stored.append((layer, reason))
-            elif layer.kind in dynamic:
-                division.dynamic.append(layer)
-            elif self.data is not None and self.options.mode != "dynamic":
-                division.static.append(layer)
-            elif _is_storable(self.model.graph, layer):
-                division.stored.append((layer, f"{no_range}, and Conv has no fast dynamic integer kernel"))
-            else:
-                self.ctx.skip(layer, no_range)
-        return division
-
-    def _calibrate(self, division: _Division) -> Calibration:
+    def _calibrate(self, division: Division) -> Calibration:
         plans = make_plans(self.model.graph, division.static)
         channels = [
             (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
@@ -235,7 +205,7 @@ class _Quantization:
         tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
         return calibrate(self.model, self.data, tensors, channels, self.ctx.progress)
 
-    def _leave_unseen(self, division: _Division) -> None:
+    def _leave_unseen(self, division: Division) -> None:
         """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
         unseen = {
             site.layer.name
@@ -243,14 +213,10 @@ class _Quantization:
             for site in plan.sites
             if not all(self.calibration.seen(root) for root in plan.roots_around(site))
         }
-        without_range = [layer for layer in division.static if layer.name in unseen]
-        division.static = [layer for layer in division.static if layer.name not in unseen]
         reason = "no calibration sample shows the values in its body"
-        for layer in without_range:
-            if _is_storable(self.model.graph, layer):
-                division.stored.append((layer, reason))
-            else:
-                self.ctx.skip(layer, reason)
+        layers = [layer for layer in division.static if layer.name in unseen]
+        for layer in division.store_instead(self.model.graph, layers, reason):
+            self.ctx.skip(layer, reason)
 
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------
 
@@ -317,7 +283,7 @@ class _Quantization:
         """Keep 8-bit weights for layers that have no integer kernels, or none that pay."""
         writer = FormWriter(self.model.graph)
         for layer in layers:
-            if _is_storable(self.model.graph, layer):
+            if is_storable(self.model.graph, layer):
                 self._write_stored(writer, [(layer, reason)])
             else:
                 self.ctx.skip(layer, reason)
@@ -398,11 +364,6 @@ class _Quantization:
 
 def _is_quantized(model: Model) -> bool:
     return any(node.op in _QUANTIZED_OPS for graph in all_graphs(model.graph) for node in graph.nodes)
-
-
-def _is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
-    """Whether the weight may be kept in 8 bits and restored by nodes beside the layer."""
-    return int(np.prod(layer.shape)) >= _LEAST_STORED and not obstacle_to_storing(graph, layer)
 
 
 def _limited(written: Written) -> str:

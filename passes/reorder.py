@@ -55,7 +55,8 @@ class Reorder(Pass):
 
     A group keeps its order where something in the graph depends on it (the reason is logged), where no order
     gains more than ``least_gain``, or where it has more channels than can be matched (4096, and fewer where
-    many groups are large).
+    many groups are large). Layers inside the bodies of If, Loop and Scan and in model-local functions stay as
+    they are, and so do the channels that they read from outside.
     """
 
     name: ClassVar[str] = "reorder"

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcomp.graph.cost import Cost, cost, parameters
 from onnxcomp.model import Model
 from onnxcomp.runtime import shapes
+from onnxcomp.runtime.profile import body_shapes
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -219,3 +220,34 @@ def test_unknown_shapes_count_no_operations_but_parameters() -> None:
     counted = cost(model, {})
     assert (counted.parameters, counted.flops) == (20, 0)
     assert parameters(model) == 20
+
+
+def test_a_tensor_of_a_body_has_not_the_shape_of_its_namesake_outside() -> None:
+    """``a`` is (1, 7) in the main graph, (1, 4, 16) in one branch and (1, 4, 4) in the other."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 4, 8] x, bool c) => (float[N, 4, 8] y, float[N, 64] z) {
+            y = If(c) <
+                then_branch = t () => (float[N, 4, 8] r) {
+                    a = MatMul(x, w0)
+                    r = MatMul(a, w1)
+                },
+                else_branch = e () => (float[N, 4, 8] r) {
+                    a = MatMul(x, w2)
+                    r = MatMul(a, w3)
+                }
+            >
+            b = Flatten(x)
+            a = MatMul(b, w4)
+            z = MatMul(a, w5)
+        }"""
+    )
+    shapes_of = {"w0": (8, 16), "w1": (16, 8), "w2": (8, 4), "w3": (4, 8), "w4": (32, 7), "w5": (7, 64)}
+    proto.graph.initializer.extend(numpy_helper.from_array(_floats(*dims), name) for name, dims in shapes_of.items())
+    model, outer = Model.from_proto(proto), 32 * 7 + 7 * 64
+    x = np.zeros((1, 4, 8), np.float32)
+    for taken, inner in ((True, 2 * 4 * 8 * 16), (False, 2 * 4 * 8 * 4)):
+        feeds = {"x": x, "c": np.array(taken)}
+        observed = shapes.observed(model, feeds)
+        assert cost(model, observed).flops == 2 * outer, "nothing tells what the branches take"
+        assert cost(model, observed, body_shapes(model, feeds)).flops == 2 * (outer + inner)

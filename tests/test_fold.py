@@ -289,7 +289,7 @@ def test_batch_normalization_moves_into_the_convolution() -> None:
                 c = Conv(x, w, b)
                 y = BatchNormalization(c, scale, shift, mean, var)
                 d = Conv(x, w) }""",
-            "BatchNormalization BatchNormalization:y follows, but the weight is shared with another node",
+            "BatchNormalization BatchNormalization:y follows, but the weight is shared with another node or output",
         ),
         # a factor for each position is no factor for each channel
         (

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcomp import compress
 from onnxcomp.context import Context, Decision
 from onnxcomp.data import Dataset
+from onnxcomp.errors import OnnxcompWarning
 from onnxcomp.graph.cost import cost
 from onnxcomp.graph.inlining import inline_functions
 from onnxcomp.graph.layers import weighted_layers
@@ -153,7 +154,7 @@ def test_inlined_functions_are_layers_like_any_other() -> None:
     proto = with_functions()
     model = Model.from_proto(proto)
     decisions = run(Fold(inline_functions=True), model)
-    assert {name for name, decision in decisions.items() if decision.action == "inlined"} == set(NAMES[2:])
+    assert {name for name, decision in decisions.items() if decision.action == "inlined"} == {*NAMES} - {"last"}
     assert not model.proto().functions
     layers = weighted_layers(model)
     assert [(layer.kind, layer.nested) for layer in layers] == [("MatMul", False)] * 6, "block is called twice"
@@ -178,10 +179,104 @@ def test_inlining_keeps_each_weight_wherever_the_file_holds_it(tmp_path: Path) -
     proto = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
     onnx.save(proto, tmp_path / "net.onnx")
     model = Model.load(tmp_path / "net.onnx")  # there constants of nodes stand before initializers
-    assert inline_functions(model)
+    assert not inline_functions(model)
+    assert not model.graph.functions
     feeds = {"x": np.ones((1, WIDTH), np.float32)}
     expected, found = (session.run(session.create(each), feeds)["y"] for each in (proto, model))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def one_function(imports: dict[str, int], *last: onnx.NodeProto) -> onnx.ModelProto:
+    """A model of operator set 17 with one function, MatMul by a constant and these nodes, which make ``r`` of ``p``."""
+    nodes = [constant("w", 1), helper.make_node("MatMul", ["a", "w"], ["p"], name="product"), *last]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in imports.items()]
+    function = helper.make_function("org.example", "block", ["a"], ["r"], nodes, opsets)
+    value = helper.make_tensor_value_info
+    ends = [value(name, TensorProto.FLOAT, ["N", WIDTH]) for name in ("x", "y")]
+    call = helper.make_node("block", ["x"], ["y"], domain="org.example")
+    graph = helper.make_graph([call], "main", ends[:1], ends[1:])
+    own = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
+    return helper.make_model(graph, functions=[function], opset_imports=own, ir_version=8)
+
+
+def test_a_function_may_import_what_the_model_does_not_yet() -> None:
+    proto = one_function({"": 17, "com.microsoft": 1}, helper.make_node("Gelu", ["p"], ["r"], domain="com.microsoft"))
+    model = Model.from_proto(proto)
+    assert run(Fold(inline_functions=True), model)["org.example.block/product"].action == "inlined"
+    assert not model.proto().functions
+    assert error(proto, model) < 1e-5
+
+
+def test_a_function_of_another_operator_set_is_not_inlined_and_that_is_said() -> None:
+    proto = one_function({"": 16}, helper.make_node("ReduceMax", ["p"], ["r"], axes=[0]))
+    model = Model.from_proto(proto)
+    with pytest.warns(OnnxcompWarning, match="org.example.block is not inlined, for it imports version 16"):
+        decisions = run(Fold(inline_functions=True), model)
+    assert decisions["org.example.block/product"].action == "skipped"
+    assert list(model.proto().functions) == list(proto.functions)
+    assert error(proto, model) < 1e-5
+
+
+def by_attribute(op: str, inputs: list[str], attribute: str) -> onnx.NodeProto:
+    """A node whose attribute is the function's attribute ``choice``."""
+    node = helper.make_node(op, inputs, ["r"], name="layer")
+    node.attribute.add(name=attribute, ref_attr_name="choice", type=onnx.AttributeProto.INT)
+    return node
+
+
+def called(body: list[onnx.NodeProto], call: onnx.NodeProto, *inits: onnx.TensorProto) -> onnx.ModelProto:
+    """A model of this one call, from ``x`` to ``y``, of a function with this body, from ``a`` to ``r``."""
+    inputs = ["a", "w"] if inits else ["a"]
+    function = helper.make_function(
+        "org.example", call.op_type, inputs, ["r"], body, [helper.make_opsetid("", 17)], attributes=["choice"]
+    )
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph([call], "main", ends[:1], ends[1:], inits)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("org.example", 1)]
+    return helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("op", "attribute", "choice"), [("Conv", "group", 2), ("ConvTranspose", "group", 2), ("Gemm", "transB", 1)]
+)
+def test_how_a_weight_is_laid_out_may_be_what_each_call_says(op: str, attribute: str, choice: int) -> None:
+    w = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    if op != "Gemm":
+        w = w[:, :, None]
+    held = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(w))
+    call = helper.make_node("block", ["x"], ["y"], domain="org.example", choice=choice)
+    proto = called([held, by_attribute(op, ["a", "w"], attribute)], call)
+    x = np.random.default_rng(1).standard_normal((2, WIDTH if op != "Conv" else 2 * WIDTH)).astype(np.float32)
+    feeds = {"x": x if op == "Gemm" else x[:, :, None]}
+    model = Model.from_proto(proto)
+    context = Context(target=Target.parse("x86-vnni"), scope="quant")
+    Quant().run(model, context)
+    assert [(decision.layer, decision.action) for decision in context.decisions] == [
+        ("org.example.block/layer", "stored")
+    ]
+    expected, found = (session.run(session.create(item), feeds)["y"] for item in (proto, model))
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("passed", [Quant(), Fold(inline_functions=True)])
+def test_a_function_with_the_name_of_an_operator_is_no_such_operator(passed: Pass) -> None:
+    """Of its first input it picks no rows, it multiplies by it."""
+    body = [helper.make_node("MatMul", ["w", "a"], ["r"], name="inner")]
+    call = helper.make_node("Gather", ["given", "x"], ["y"], "call", domain="org.example")
+    given = constant("given", 1).attribute[0].t
+    given.name = "given"
+    proto = called(body, call, given)
+    function = proto.functions[0]
+    function.input[:] = ["w", "a"]
+    model = Model.from_proto(proto)
+    assert cost(model, {"x": (WIDTH, 2), "y": (WIDTH, 2)}).flops == 0
+    context = Context(target=Target.parse("x86-vnni"), scope=passed.name)
+    passed.run(model, context)
+    expected = "stored" if isinstance(passed, Quant) else "inlined"
+    assert expected in [decision.action for decision in context.decisions if decision.layer == "call"]
+    feeds = {"x": np.random.default_rng(2).standard_normal((WIDTH, 2)).astype(np.float32)}
+    before, after = (session.run(session.create(item), feeds)["y"] for item in (proto, model))
+    np.testing.assert_allclose(after, before, atol=0.02 * np.abs(before).max())
 
 
 def test_inlining_is_undone_like_every_other_edit() -> None:

@@ -63,7 +63,7 @@ def absorb_affine(model: Model) -> list[Absorbed]:
             if reason := obstacle(layer):
                 results.append(Absorbed(layer.node, description, reason))
                 break
-            _apply(layer, *affine, names)
+            _apply(layer, *affine, names, outputs)
             result = follower.outputs[0]
             detach(follower)
             layer.node.outputs[0] = result
@@ -76,7 +76,7 @@ def obstacle(layer: WeightedLayer) -> str:
     if layer.quantized:
         return "the weight is quantized already"
     if layer.shared:
-        return "the weight is shared with another node"
+        return "the weight is shared with another node or output"
     if str(layer.array().dtype) not in _WIDE:
         return f"its {layer.array().dtype} weights would be rounded again"
     inputs = layer.node.inputs
@@ -144,10 +144,10 @@ def _channels(layer: WeightedLayer) -> int:
 # -- the layer ---------------------------------------------------------------------------------------------
 
 
-def _apply(layer: WeightedLayer, factor: Array, offset: Array, names: Names) -> None:
+def _apply(layer: WeightedLayer, factor: Array, offset: Array, names: Names, outputs: set[int]) -> None:
     matrix = layer.matrix()
     layer.set_matrix(matrix * factor.reshape(matrix.shape[0], matrix.shape[1], 1))
-    set_bias(layer, bias_of(layer, len(factor)) * factor + offset, names)
+    set_bias(layer, bias_of(layer, len(factor)) * factor + offset, names, outputs)
 
 
 def bias_of(layer: WeightedLayer, channels: int) -> Array:
@@ -158,13 +158,17 @@ def bias_of(layer: WeightedLayer, channels: int) -> Array:
     return np.broadcast_to(np.asarray(value_of(layer.bias), np.float64).reshape(-1) * beta, (channels,))
 
 
-def set_bias(layer: WeightedLayer, bias: Array, names: Names) -> None:
-    """Let the layer add ``bias``, shape (channels,), to its output channels."""
+def set_bias(layer: WeightedLayer, bias: Array, names: Names, outputs: set[int]) -> None:
+    """Let the layer add ``bias``, shape (channels,), to its output channels.
+
+    Args:
+        outputs: what ``edit.output_ids`` gave; a bias that is one stays what it is there.
+    """
     inputs = layer.node.inputs
     if layer.kind == "Gemm":
         layer.node.attrs.pop("beta", None)
     folded = bias.astype(layer.array().dtype)
-    if layer.bias is not None and len(inputs[2].outputs) == 1:
+    if layer.bias is not None and len(inputs[2].outputs) == 1 and id(inputs[2]) not in outputs:
         assign(inputs[2], folded)
     elif layer.bias is not None or np.any(folded):
         constant = gs.Constant(names.new(f"{layer_name(layer.node)}.bias"), folded)

@@ -55,7 +55,7 @@ def absorb_input_affine(model: Model) -> list[Absorbed]:
             replace_uses(result, source)
         for reader, vector in zip(readers, vectors, strict=True):
             assert vector is not None
-            _absorb(node.op, reader, vector, names)
+            _absorb(node.op, reader, vector, names, outputs)
             results.append(Absorbed(reader.node, f"{node.op} {layer_name(node) or 'before it'}"))
     return results
 
@@ -112,7 +112,7 @@ def _inputs(layer: WeightedLayer) -> int:
     return layer.shape[1] * layer.groups
 
 
-def _absorb(op: str, layer: WeightedLayer, vector: Array, names: Names) -> None:
+def _absorb(op: str, layer: WeightedLayer, vector: Array, names: Names, outputs: set[int]) -> None:
     matrix = layer.matrix()
     groups, outs, columns = matrix.shape
     kernel = columns // layer.shape[1]
@@ -121,4 +121,4 @@ def _absorb(op: str, layer: WeightedLayer, vector: Array, names: Names) -> None:
         layer.set_matrix(matrix * per_column[:, None, :])
         return
     shift = np.einsum("goc,gc->go", matrix, per_column).reshape(-1)
-    set_bias(layer, bias_of(layer, groups * outs) + shift, names)
+    set_bias(layer, bias_of(layer, groups * outs) + shift, names, outputs)

@@ -73,6 +73,8 @@ def _shift_bias(model: Model, layer: WeightedLayer, values: Array) -> bool:
         old = value_of(node.inputs[2])
         if beta == 0.0 or old is None:
             return False
+        if id(node.inputs[2]) in output_ids(model.graph):  # what the model gives out stays
+            node.inputs[2] = gs.Constant(Names(model.graph).new(f"{layer.name}/bias"), old)
         replace_input(node, 2, (old + values / beta).astype(dtype))
         return True
     if len(node.inputs) > 2 and node.inputs[2].name:
@@ -89,12 +91,14 @@ def _shift_bias(model: Model, layer: WeightedLayer, values: Array) -> bool:
 
 def _following_addend(model: Model, node: gs.Node) -> tuple[gs.Node, int, Array] | None:
     """The constant vector that an Add, the only reader, adds along the last axis of the node's output."""
-    reader = sole_consumer(node.outputs[0], output_ids(model.graph))
-    if reader is None or reader.op != "Add":
+    outputs = output_ids(model.graph)
+    reader = sole_consumer(node.outputs[0], outputs)
+    if reader is None or reader.op != "Add" or reader.domain not in (None, "", "ai.onnx"):
         return None
     index = 1 if reader.inputs[0] is node.outputs[0] else 0
     value = value_of(reader.inputs[index])
-    return None if value is None or value.ndim != 1 else (reader, index, value)
+    free = value is not None and value.ndim == 1 and id(reader.inputs[index]) not in outputs
+    return (reader, index, value) if free and value is not None else None
 
 
 def _append_add(model: Model, layer: WeightedLayer, values: Array) -> None:

@@ -27,7 +27,8 @@ def added_bias(layer: WeightedLayer, outputs: set[int]) -> gs.Tensor | None:
         return None
     for tensor in follower.inputs:
         value = value_of(tensor)
-        if value is not None and len(tensor.outputs) == 1 and value.size == layer.shape[layer.out_axis]:
+        private = len(tensor.outputs) == 1 and id(tensor) not in outputs
+        if value is not None and private and value.size == layer.shape[layer.out_axis]:
             return tensor if value.shape[-1:] == (value.size,) else None
     return None
 

@@ -56,7 +56,7 @@ class Cost:
     per_layer: dict[str, LayerCost] = field(default_factory=dict)
 
 
-def cost(model: Model, shapes: Shapes) -> Cost:
+def cost(model: Model, shapes: Shapes, inner: Mapping[int, Shape] | None = None) -> Cost:
     """Parameters and FLOPs of a model.
 
     FLOPs are two for each multiply-accumulate of convolutions, matrix products (of two activations as well)
@@ -71,9 +71,11 @@ def cost(model: Model, shapes: Shapes) -> Cost:
 
     Args:
         model: any model.
-        shapes: of the tensors of one run on one sample, as ``runtime.shapes.observed`` returns them. Tensors
-            that are not in it have their declared shape.
+        shapes: of the tensors of the main graph in one run on one sample, as ``runtime.shapes.observed`` returns
+            them. Tensors that are not in it have their declared shape.
+        inner: of tensors inside bodies, as ``runtime.profile.body_shapes`` returns them.
     """
+    sizes = _Sizes.of(model.graph, shapes, inner or {})
     owned = _parameters_by_node(model)
     names = _names(model)
     per_layer: dict[str, LayerCost] = {}
@@ -82,7 +84,7 @@ def cost(model: Model, shapes: Shapes) -> Cost:
     in_functions = {id(node) for function in model.graph.functions for node in _nodes(function)}
     for graph in all_graphs(model.graph):
         for node in graph.nodes:
-            macs[id(node)] = 0 if id(node) in in_functions else _macs_or_none(node, shapes)
+            macs[id(node)] = 0 if id(node) in in_functions else _macs_or_none(node, sizes)
             if macs[id(node)] or owned.get(id(node)) or id(node) in weighted:
                 per_layer[names[id(node)]] = LayerCost(node.op, owned.get(id(node), 0), macs[id(node)])
     return Cost(sum(owned.values()), 2 * _total(model.graph, macs), per_layer)
@@ -171,7 +173,8 @@ def _weight_size(node: gs.Node, index: int) -> int:
     if index in _NO_WEIGHTS.get(node.op, ()) or not is_constant(tensor):
         return 0
     if node.op == "MatMulNBits" and index == 1:  # packed: several elements a byte
-        return int(node.attrs["K"]) * int(node.attrs["N"])
+        rows, columns = node.attrs.get("N"), node.attrs.get("K")
+        return rows * columns if isinstance(rows, int) and isinstance(columns, int) else 0
     if not (index in _INTEGER_WEIGHTS.get(node.op, ()) or _is_float(tensor)):
         return 0
     shape = shape_of(tensor) or ()
@@ -192,33 +195,57 @@ def _reader(node: gs.Node) -> gs.Node:
     return node
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Shapes that a run showed.
+
+    Attributes:
+        named: of tensors of the main graph, by name; a body may have another tensor of that name.
+        main: ``id`` of the tensors of the main graph.
+        inner: of tensors of bodies, by ``id``.
+    """
+
+    named: Shapes
+    main: set[int]
+    inner: Mapping[int, Shape]
+
+    @classmethod
+    def of(cls, graph: gs.Graph, named: Shapes, inner: Mapping[int, Shape]) -> _Sizes:
+        tensors = [tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs)]
+        return cls(named, {id(tensor) for tensor in (*graph.inputs, *tensors)}, inner)
+
+    def seen(self, tensor: gs.Tensor) -> Shape | None:
+        shape = self.inner.get(id(tensor))
+        return self.named.get(tensor.name) if shape is None and id(tensor) in self.main else shape
+
+
 # -- operations --------------------------------------------------------------------------------------------
 
 
-def _macs_or_none(node: gs.Node, shapes: Shapes) -> int:
+def _macs_or_none(node: gs.Node, sizes: _Sizes) -> int:
     try:
-        return _macs(node, shapes)
+        return _macs(node, sizes)
     except (KeyError, IndexError, TypeError, ValueError):  # a node without what its operator requires
         return 0
 
 
-def _macs(node: gs.Node, shapes: Shapes) -> int:
+def _macs(node: gs.Node, sizes: _Sizes) -> int:
     count = _COUNTERS.get(node.op)
-    if count is None:
+    if count is None or node.domain not in _DOMAINS:
         return 0
-    inputs = [_shape(tensor, shapes) for tensor in node.inputs]
-    output = _shape(node.outputs[0], shapes) if node.outputs else None
+    inputs = [_shape(tensor, sizes) for tensor in node.inputs]
+    output = _shape(node.outputs[0], sizes) if node.outputs else None
     try:
         return count(node, inputs, output)
     except (IndexError, TypeError):  # a shape that nobody knows is None
         return 0
 
 
-def _shape(tensor: gs.Tensor, shapes: Shapes) -> Shape | None:
-    if tensor.name in shapes:
-        return tuple(shapes[tensor.name])
+def _shape(tensor: gs.Tensor, sizes: _Sizes) -> Shape | None:
+    if (seen := sizes.seen(tensor)) is not None:
+        return tuple(seen)
     if not is_constant(tensor) and tensor.inputs and tensor.inputs[0].op in ("DequantizeLinear", "QuantizeLinear"):
-        return _shape(tensor.inputs[0].inputs[0], shapes)
+        return _shape(tensor.inputs[0].inputs[0], sizes)
     declared = shape_of(tensor)
     if declared is None or not all(isinstance(dim, int) for dim in declared):
         return None
@@ -274,6 +301,8 @@ def _known(shape: Shape | None) -> Shape:
     return shape
 
 
+# A function of the model may have any of these names.
+_DOMAINS = (None, "", "ai.onnx", "com.microsoft", "com.microsoft.nchwc")
 _COUNTERS: dict[str, _Counter] = {
     "Conv": _conv(1),
     "FusedConv": _conv(1),

@@ -7,14 +7,16 @@ declared input, which makes what is inferred from inputs alone safe to build on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
+import onnx_graphsurgeon as gs
 
 from onnxcomp.model import Model
 
-__all__ = ["TensorType", "infer_types", "tensor_type"]
+__all__ = ["TensorType", "infer_types", "infer_types_of_bodies", "tensor_type"]
 
 # Larger initializers hold weights, never shapes: inference needs their type only.
 _SHAPE_ELEMENTS = 1024
@@ -37,18 +39,52 @@ class TensorType:
 
 def infer_types(model: Model) -> dict[str, TensorType]:
     """Types of the tensors of the main graph that shape inference can tell; empty when it fails."""
+    inferred = _inferred(model)
+    return {} if inferred is None else _known(inferred)
+
+
+def infer_types_of_bodies(model: Model) -> dict[int, Mapping[str, TensorType | None]]:
+    """For the main graph and each body, by ``id``: types of the tensors that its nodes see under these names.
+
+    A name of a body hides the same name of the graphs around it, whether or not inference can tell its type.
+    Empty when inference fails.
+    """
+    inferred = _inferred(model)
+    return {} if inferred is None else dict(_scopes(model.graph, inferred, ChainMap()))
+
+
+def _inferred(model: Model) -> onnx.GraphProto | None:
     proto = model.skeleton().weights_as_inputs()
     _forget_shapes(proto.graph)
     _lighten(proto.graph)
     for data_propagation in (True, False):
         try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=data_propagation)
+            return onnx.shape_inference.infer_shapes(proto, data_prop=data_propagation).graph
         except Exception:
             continue
-        known = _types((*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output))
-        known.update({t.name: TensorType(t.data_type, tuple(t.dims)) for t in inferred.graph.initializer})
-        return known
-    return {}
+    return None
+
+
+def _known(graph: onnx.GraphProto) -> dict[str, TensorType]:
+    known = _types((*graph.input, *graph.value_info, *graph.output))
+    known.update({t.name: TensorType(t.data_type, tuple(t.dims)) for t in graph.initializer})
+    return known
+
+
+def _scopes(
+    graph: gs.Graph, proto: onnx.GraphProto, outer: ChainMap[str, TensorType | None]
+) -> Iterator[tuple[int, Mapping[str, TensorType | None]]]:
+    """The same walk through the graph and through what it was exported to."""
+    own: dict[str, TensorType | None] = dict.fromkeys(name for node in proto.node for name in node.output)
+    own.update(dict.fromkeys(value.name for value in proto.input))
+    own.update(_known(proto))
+    scope = outer.new_child(own)
+    yield id(graph), scope
+    for node, message in zip(graph.nodes, proto.node, strict=True):
+        bodies = {attribute.name: attribute.g for attribute in message.attribute}
+        for name, body in node.attrs.items():
+            if isinstance(body, gs.Graph):
+                yield from _scopes(body, bodies[name], scope)
 
 
 def tensor_type(value: onnx.ValueInfoProto) -> TensorType | None:
@@ -66,16 +102,19 @@ def _types(values: Iterable[onnx.ValueInfoProto]) -> dict[str, TensorType]:
     return {value.name: kind for value in values if (kind := tensor_type(value)) is not None}
 
 
-def _forget_shapes(graph: onnx.GraphProto) -> None:
-    """Drop every shape that is not a graph input's, in bodies as well."""
+def _forget_shapes(graph: onnx.GraphProto, inner: bool = False) -> None:
+    """Drop every shape that is not an input's of the main graph, in bodies as well.
+
+    Nothing holds a body to the shapes that it declares for its inputs: what a loop carries may grow.
+    """
     del graph.value_info[:]
-    for value in graph.output:
+    for value in (*graph.output, *(graph.input if inner else ())):
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _forget_shapes(attribute.g)
+                _forget_shapes(attribute.g, inner=True)
 
 
 def _lighten(graph: onnx.GraphProto) -> None:

@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.bodies import common_graph, graphs_of_nodes
-from onnxcomp.graph.edit import Names, detach, replace_uses
+from onnxcomp.graph.edit import Names, detach, output_ids, replace_uses
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.int8 import Int8Weights, quantize_weights
 from onnxcomp.scopes import all_graphs
@@ -128,6 +128,8 @@ def obstacle_to_storing(graph: gs.Graph, layer: WeightedLayer) -> str:
             return "the function imports no standard operators to restore it"
     if root.opset is None or root.opset < _STORED_OPSET:
         return f"the Mul of operator set {root.opset} cannot restore it"
+    if id(layer.weight) in output_ids(root):
+        return "its weight is also an output, which stays in float"
     return "" if _first_reader(graph, layer.weight) is not None else "its readers stand in no common graph"
 
 
@@ -160,6 +162,6 @@ def stored_rows(layer: WeightedLayer) -> tuple[Array, Array]:
 def is_table(layer: WeightedLayer) -> bool:
     """Whether the layer picks rows of its weight, as an embedding does."""
     node = layer.node
-    axis = int(node.attrs.get("axis", 0))
-    rows = node.op == "Gather" and layer.weight_index == 0 and axis == 0 and len(layer.shape) >= 2
+    gathers = node.op == "Gather" and node.domain in (None, "", "ai.onnx") and layer.weight_index == 0
+    rows = gathers and node.attrs.get("axis", 0) == 0 and len(layer.shape) >= 2
     return rows and not layer.shared and not layer.quantized and not layer.function

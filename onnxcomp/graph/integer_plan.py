@@ -100,7 +100,7 @@ def unsuitable(layer: WeightedLayer) -> str:
     if layer.kind == "ConvTranspose":
         return "ONNX Runtime has no integer kernel for ConvTranspose"
     if layer.shared:
-        return "the weight is shared with another node"
+        return "the weight is shared with another node or output"
     if is_constant(layer.node.inputs[0]):
         return "its input is constant"
     attributes = layer.node.attrs
@@ -126,8 +126,8 @@ def make_plans(root: gs.Graph, layers: Iterable[WeightedLayer]) -> list[IntegerP
 def make_plan(graph: gs.Graph, layers: Iterable[WeightedLayer]) -> IntegerPlan:
     """The plan for these layers, all suitable ones, of one graph: the main graph or a body."""
     outputs = output_ids(graph)
-    sites = [Site(layer, layer.node.inputs[0], _result(layer.node, outputs)) for layer in layers]
     order = {id(node): index for index, node in enumerate(graph.nodes)}
+    sites = [Site(layer, layer.node.inputs[0], _result(layer.node, outputs, order)) for layer in layers]
     reach = _reachable(graph, sites, outputs, order)
     needed = _needed(sites, reach)
     plan = IntegerPlan(graph, sites)
@@ -154,11 +154,11 @@ def _reachable(
     """By ``id`` of each tensor that could be the result of an integer kernel: that kernel's node."""
     reach = {id(site.result): site.layer.node for site in sites}
     for node in graph.nodes:
-        if not _has_integer_kernel(node) or id(node) not in order:
+        if not _has_integer_kernel(node):
             continue
         variables = _moving_inputs(node)
         if variables and all(id(tensor) in reach for tensor in variables):
-            reach.setdefault(id(_result(node, outputs) if node.op in COMPUTES else node.outputs[0]), node)
+            reach.setdefault(id(_result(node, outputs, order) if node.op in COMPUTES else node.outputs[0]), node)
     return reach
 
 
@@ -178,11 +178,13 @@ def _needed(sites: Collection[Site], reach: dict[int, gs.Node]) -> list[gs.Tenso
     return list(needed.values())
 
 
-def _result(node: gs.Node, outputs: set[int]) -> gs.Tensor:
-    """The node's output, or that of the rectifier behind it."""
+def _result(node: gs.Node, outputs: set[int], order: Collection[int]) -> gs.Tensor:
+    """The node's output, or that of the rectifier behind it in the same graph (``order`` holds its nodes)."""
     tensor: gs.Tensor = node.outputs[0]
     follower = sole_consumer(tensor, outputs)
-    if follower is None or follower.op not in RECTIFIERS or follower.domain not in _STANDARD:
+    if follower is None or id(follower) not in order:
+        return tensor
+    if follower.op not in RECTIFIERS or follower.domain not in _STANDARD:
         return tensor
     if follower.op == "Clip" and not _is_rectifying_clip(follower):
         return tensor

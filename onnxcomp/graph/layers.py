@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import assign, is_constant, shape_of, value_of
+from onnxcomp.graph.edit import output_ids
 from onnxcomp.model import Model
 from onnxcomp.origins import nested_graphs
 
@@ -34,10 +35,10 @@ class WeightedLayer:
             (LSTM, Gather, contrib operators …).
         weight_index: which of the node's inputs the weight is.
         out_axis, in_axis: axes of the weight array that are output and input channels.
-        groups: of a grouped or depthwise convolution, else 1.
+        groups: of a grouped or depthwise convolution, else 1, also where the calls of a function decide.
         nested: inside the body of an If, Loop or Scan, or inside a model-local function.
         function: name of that function, with its domain, or nothing.
-        shared: several nodes, or several inputs of one node, use this weight tensor.
+        shared: several nodes, or several inputs of one node, use this weight tensor, or a graph gives it out.
         quantized: the weight reaches the node through DequantizeLinear.
     """
 
@@ -134,9 +135,10 @@ def weighted_layers(model: Model) -> list[WeightedLayer]:
     names: dict[str, int] = {}
     for root in (model.graph, *model.graph.functions):
         function = "" if root is model.graph else f"{root.domain}.{root.name}"
+        outputs = output_ids(root)
         for graph in nested_graphs(root):
             for node in graph.nodes:
-                layer = _layer(node, graph is not model.graph, function)
+                layer = _layer(node, graph is not model.graph, function, outputs)
                 if layer is not None:
                     count = names[layer.name] = names.get(layer.name, 0) + 1
                     if count > 1:
@@ -150,7 +152,7 @@ def layer_name(node: gs.Node) -> str:
     return str(node.name) or f"{node.op}:{node.outputs[0].name if node.outputs else '?'}"
 
 
-def _layer(node: gs.Node, nested: bool, function: str) -> WeightedLayer | None:
+def _layer(node: gs.Node, nested: bool, function: str, outputs: set[int]) -> WeightedLayer | None:
     if node.op in ("Constant", "DequantizeLinear", "QuantizeLinear"):
         return None
     found = _find_weight(node)
@@ -169,7 +171,7 @@ def _layer(node: gs.Node, nested: bool, function: str) -> WeightedLayer | None:
         in_axis=in_axis,
         groups=groups,
         nested=nested,
-        shared=len(weight.outputs) > 1 or len(tensor.outputs) > 1,
+        shared=any(len(item.outputs) > 1 or id(item) in outputs for item in (weight, tensor)),
         quantized=quantized,
         function=function,
     )
@@ -206,7 +208,9 @@ def _is_float(tensor: gs.Tensor) -> bool:
 
 
 def _layout(node: gs.Node, index: int) -> tuple[Kind, int, int, int]:
-    groups = int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1
+    group, transposed = (node.attrs.get(name) for name in ("group", "transB"))
+    # In a function it may be what each call says.
+    groups = group if isinstance(group, int) and node.op in ("Conv", "ConvTranspose") else 1
     if node.domain not in (None, "", "ai.onnx"):
         return "other", 0, 0, 1
     if node.op == "Conv" and index == 1:
@@ -214,8 +218,8 @@ def _layout(node: gs.Node, index: int) -> tuple[Kind, int, int, int]:
     if node.op == "ConvTranspose" and index == 1:
         return "ConvTranspose", 1, 0, groups
     rank = len(shape_of(_source(node.inputs[index])) or ())
-    if node.op == "Gemm" and index == 1:
-        return ("Gemm", 0, 1, 1) if node.attrs.get("transB", 0) else ("Gemm", 1, 0, 1)
+    if node.op == "Gemm" and index == 1 and (transposed is None or isinstance(transposed, int)):
+        return ("Gemm", 0, 1, 1) if transposed else ("Gemm", 1, 0, 1)
     if node.op == "MatMul" and index == 1 and rank == 2:
         return "MatMul", 1, 0, 1
     return "other", 0, 0, 1

@@ -8,7 +8,7 @@ aside), or when a rule below rewrites it. Anything else is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnxcomp.codec import nested_graphs
 from onnxcomp.errors import PassError
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names
-from onnxcomp.graph.inferred import TensorType, infer_types
+from onnxcomp.graph.inferred import TensorType, infer_types_of_bodies
 from onnxcomp.graph.layers import layer_name
 from onnxcomp.model import Model
 
@@ -41,14 +41,14 @@ def upgrade_opset(model: Model, target: int) -> bool:
     """
     if model.opset >= target:
         return False
-    names = Names(model.graph)
-    upgrades = [(model.graph, _Upgrade(model.opset, target, names, infer_types(model)))]
+    names, types = Names(model.graph), infer_types_of_bodies(model)
+    upgrades = [(model.graph, _Upgrade(model.opset, target, names))]
     for function in model.graph.functions:  # an operator must mean the same there and in the model
         if any(entry.domain in _STANDARD for entry in function.import_domains or ()) and function.opset < target:
-            upgrades.append((function, _Upgrade(int(function.opset), target, names, {})))
+            upgrades.append((function, _Upgrade(int(function.opset), target, names)))
     for root, upgrade in upgrades:
         for graph in nested_graphs(root):
-            upgrade.graph(graph)
+            upgrade.graph(graph, types.get(id(graph), {}))
     for root, _ in upgrades:
         for graph in nested_graphs(root):
             _import(graph, target)
@@ -65,13 +65,15 @@ def _import(graph: gs.Graph, target: int) -> None:
 class _Upgrade:
     """One raise of the main graph or a function, from its operator set to the target."""
 
-    def __init__(self, source: int, target: int, names: Names, types: dict[str, TensorType]) -> None:
+    def __init__(self, source: int, target: int, names: Names) -> None:
         self.source = source
         self.target = target
         self.names = names
-        self.types = types
+        self.types: Mapping[str, TensorType | None] = {}
 
-    def graph(self, graph: gs.Graph) -> None:
+    def graph(self, graph: gs.Graph, types: Mapping[str, TensorType | None]) -> None:
+        """Raise one graph; ``types`` are those of the tensors that its nodes see."""
+        self.types = types
         nodes: list[gs.Node] = []
         for node in graph.nodes:
             if node.domain not in _STANDARD or not self._changes(node):

@@ -156,6 +156,8 @@ class Propagation:
         if axis >= len(shape) or shape[axis] != len(ids):
             self.pin(ids, f"{layer_name(node)}: its constant {node.inputs[index].name} has other channels")
             return
+        if self.is_output(node.inputs[index]):
+            self.pin(ids, f"{layer_name(node)}: its constant {node.inputs[index].name} is an output of the model")
         self.places.append(Place(node, index, axis, ids, role, self.layer(node)))
 
     def extent(self, node: gs.Node, source: int | str, entry: int | None, ids: Array) -> None:

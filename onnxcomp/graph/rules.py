@@ -249,7 +249,7 @@ def gather(flow: Propagation, node: gs.Node) -> None:
     elif labels is not None:
         shift = len(index_shape) - 1 if labels.axis > axis else 0
         flow.give(node.outputs[0], labels.axis + shift, labels.ids)
-    elif flow.layer(node) is not None and len(shape) == 2 and axis == 0 and len(data.outputs) == 1:
+    elif (layer := flow.layer(node)) is not None and len(shape) == 2 and axis == 0 and not layer.shared:
         ids = flow.fresh(shape[1])
         flow.place(node, 0, 1, ids, "out")
         flow.give(node.outputs[0], len(index_shape), ids)

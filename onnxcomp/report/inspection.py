@@ -128,14 +128,15 @@ def inspect(
     target = target or Target.host()
     notes: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
+    inner: dict[int, tuple[int, ...]] = {}
     if feeds is None:
         try:
             feeds = synthetic(model, seed)
         except InputError as error:
             notes.append(f"no FLOPs and times: {error}")
     if feeds is not None:
-        shapes = observed(model, feeds) | body_shapes(model, feeds)
-    counted = cost(model, shapes)
+        shapes, inner = observed(model, feeds), body_shapes(model, feeds)
+    counted = cost(model, shapes, inner)
     return Inspection(
         input=describe_input(model, counted.parameters, counted.flops if feeds is not None else None),
         feeds=None if feeds is None else _shapes(feeds),

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
-from onnxcomp.codec import nested_graphs
 from onnxcomp.files import scratch_folder
 from onnxcomp.model import Model
 from onnxcomp.runtime.session import Feeds, Loadable, open_session, run
@@ -65,50 +65,52 @@ def time_by_operator(model: Model, feeds: Feeds, threads: int = 1, runs: int = 5
     return sorted(times, key=lambda entry: (-entry.ms, entry.op))
 
 
-def body_shapes(model: Model, feeds: Feeds) -> dict[str, Shape]:
+def body_shapes(model: Model, feeds: Feeds) -> dict[int, Shape]:
     """Shapes of the tensors inside bodies that one run executes, which no output of the model can show.
 
-    What a loop computes has its shape of the first iteration. Empty for a model without bodies.
+    By ``id`` of the tensor, for names repeat between bodies. What a loop computes has its shape of the first
+    iteration. Empty for a model without bodies.
 
     Args:
         model: a model that runs on ``feeds``.
         feeds: one array for each input.
     """
-    if next(_bodies(model), None) is None:
-        return {}
+    tensors: dict[str, gs.Node] = {}
     skeleton = model.skeleton()
-    tensors: dict[str, onnx.NodeProto] = {}
-    for index, node in enumerate(_nodes(skeleton.proto.graph)):
-        node.name = f"node{index}"
-        tensors[node.name] = node
-    shapes: dict[str, Shape] = {}
+    for index, (node, message, inner) in enumerate(_nodes(model.graph, skeleton.proto.graph)):
+        message.name = f"node{index}"
+        if inner:
+            tensors[message.name] = node
+    if not tensors:
+        return {}
+    shapes: dict[int, Shape] = {}
     for event in _kernel_events(skeleton, feeds, 1, 1, optimize=False):
         ran = tensors.get(event["name"].removesuffix("_kernel_time"))
         if ran is not None:
-            _note(shapes, list(ran.input), event["args"].get("input_type_shape", []))
-            _note(shapes, list(ran.output), event["args"].get("output_type_shape", []))
+            _note(shapes, list(ran.inputs), event["args"].get("input_type_shape", []))
+            _note(shapes, list(ran.outputs), event["args"].get("output_type_shape", []))
     return shapes
 
 
-def _bodies(model: Model) -> Iterator[Any]:
-    return (graph for graph in nested_graphs(model.graph) if graph is not model.graph)
+def _nodes(
+    graph: gs.Graph, proto: onnx.GraphProto, inner: bool = False
+) -> Iterator[tuple[gs.Node, onnx.NodeProto, bool]]:
+    """Every node with what it was exported to, and whether it stands in a body."""
+    for node, message in zip(graph.nodes, proto.node, strict=True):
+        yield node, message, inner
+        for attribute in message.attribute:
+            body = node.attrs.get(attribute.name)
+            if isinstance(body, gs.Graph):
+                yield from _nodes(body, attribute.g, inner=True)
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _nodes(body)
-
-
-def _note(shapes: dict[str, Shape], names: list[str], described: list[dict[str, list[int]]]) -> None:
+def _note(shapes: dict[int, Shape], tensors: list[gs.Tensor], described: list[dict[str, list[int]]]) -> None:
     """What is absent, or no tensor, has no entry, so the two must be of one length."""
-    present = [name for name in names if name]
+    present = [tensor for tensor in tensors if tensor.name]
     if len(present) == len(described):
-        for name, entry in zip(present, described, strict=True):
+        for tensor, entry in zip(present, described, strict=True):
             for dims in entry.values():
-                shapes.setdefault(name, tuple(dims))
+                shapes.setdefault(id(tensor), tuple(dims))
 
 
 def _kernel_events(model: Loadable, feeds: Feeds, threads: int, runs: int, optimize: bool) -> Iterator[dict[str, Any]]:
