@@ -19,7 +19,7 @@ from onnxcomp.manager import CheckRecord, Step
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime import session as runtime
 from onnxcomp.runtime.values import is_float
-from onnxcomp.validation import quoted
+from onnxcomp.storage.validation import quoted
 
 __all__ = ["EXACT_TOLERANCE", "Measure", "Timing", "Verify"]
 

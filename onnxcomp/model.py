@@ -15,9 +15,9 @@ from onnxcomp.graph.state import GraphState
 from onnxcomp.storage.mapped import Table
 from onnxcomp.storage.reader import external_tensors, read, split
 from onnxcomp.storage.skeleton import Skeleton
+from onnxcomp.storage.validation import check_structure
 from onnxcomp.storage.wire import LIMIT
 from onnxcomp.storage.writer import save
-from onnxcomp.validation import check_structure
 
 __all__ = ["Model", "one_line"]
 

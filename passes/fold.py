@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from onnxcomp.codec import nested_graphs
+from onnxcomp.codec.origins import drop_unused
 from onnxcomp.context import Context
 from onnxcomp.errors import SessionError
 from onnxcomp.graph.absorb import Absorbed, absorb_affine
@@ -21,7 +22,6 @@ from onnxcomp.graph.inlining import inline_functions
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.noops import remove_noops
 from onnxcomp.model import Model
-from onnxcomp.origins import drop_unused
 from onnxcomp.passbase import Pass, Stage
 from onnxcomp.runtime.session import create
 from onnxcomp.runtime.target import Target

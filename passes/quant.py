@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from onnxcomp.codec import all_graphs
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
@@ -29,7 +30,6 @@ from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
-from onnxcomp.scopes import all_graphs
 from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Quant"]

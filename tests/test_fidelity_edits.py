@@ -12,12 +12,12 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
+from onnxcomp.codec.origins import drop_unused
 from onnxcomp.errors import InputError
 from onnxcomp.graph.constants import assign
 from onnxcomp.graph.edit import detach
 from onnxcomp.graph.folding import evaluate_constants
 from onnxcomp.model import Model
-from onnxcomp.origins import drop_unused
 from onnxcomp.runtime import session
 from tests.compare import differences
 from tests.constructs import CONSTRUCTS, surround

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcomp.codec import nested_graphs
+from onnxcomp.codec.origins import drop_unused
 from onnxcomp.graph.constants import assign
-from onnxcomp.messages import copied, proto_graphs
 from onnxcomp.model import Model
-from onnxcomp.origins import drop_unused
 from onnxcomp.storage import mapped, reader
+from onnxcomp.storage.messages import copied, proto_graphs
 from tests.compare import differences
 from tests.constructs import CONSTRUCTS
 from tests.constructs.merging import merged

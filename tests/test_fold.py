@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxcomp.codec.origins import nested_graphs
 from onnxcomp.context import Context, Decision
 from onnxcomp.graph.constants import value_of
 from onnxcomp.model import Model
-from onnxcomp.origins import nested_graphs
 from onnxcomp.passes.fold import Fold
 from onnxcomp.runtime import feeds, session
 from onnxcomp.runtime.target import Target

@@ -16,11 +16,11 @@ import pytest
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from onnxcomp import model as model_module
+from onnxcomp.codec.origins import drop_unused, nested_graphs
 from onnxcomp.errors import InputError
 from onnxcomp.graph.constants import assign, value_of
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
-from onnxcomp.origins import drop_unused, nested_graphs
 from onnxcomp.runtime import session
 from tests import models
 from tests.models import ARRAYS, FEATURES

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
+from onnxcomp.codec.origins import drop_unused, nested_graphs
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
-from onnxcomp.origins import drop_unused, nested_graphs
 from tests import models
 from tests.models import FEATURES
 

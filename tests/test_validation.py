@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
-from onnxcomp.validation import check_structure, external_file, external_range
+from onnxcomp.storage.validation import check_structure, external_file, external_range
 from tests import models
 from tests.generate import Net, networks
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec.origins import nested_graphs
 from onnxcomp.graph.absorb import Absorbed, bias_of, obstacle, per_channel, set_bias
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach, output_ids, replace_uses, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.model import Model
-from onnxcomp.origins import nested_graphs
 
 __all__ = ["absorb_input_affine"]
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec import all_graphs, nested_graphs
 from onnxcomp.graph.constants import is_constant, shape_of, value_of
 from onnxcomp.graph.layers import layer_name, weighted_layers
 from onnxcomp.model import Model
-from onnxcomp.scopes import all_graphs, nested_graphs
 
 __all__ = ["Cost", "LayerCost", "cost", "parameters"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxcomp.scopes import all_graphs, nested_graphs
+from onnxcomp.codec import all_graphs, nested_graphs
 
 __all__ = ["Names", "bypass", "detach", "output_ids", "reads_alone", "replace_uses", "sole_consumer"]
 

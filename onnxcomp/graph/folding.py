@@ -15,10 +15,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.codec import nested_graphs
+from onnxcomp.codec.origins import attributes_aside
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import detach, output_ids
 from onnxcomp.graph.inferred import TensorType, tensor_type
-from onnxcomp.origins import attributes_aside
 from onnxcomp.runtime.trial import Trial
 
 __all__ = ["evaluate_constants", "fold_static_shapes", "lift_constants"]

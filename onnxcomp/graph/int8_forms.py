@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec import all_graphs
 from onnxcomp.graph.bodies import common_graph, graphs_of_nodes
 from onnxcomp.graph.edit import Names, detach, output_ids, replace_uses
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.int8 import Int8Weights, quantize_weights
-from onnxcomp.scopes import all_graphs
 
 __all__ = ["FormWriter", "is_table", "obstacle_to_storing", "stored_rows"]
 

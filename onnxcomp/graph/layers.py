@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec.origins import nested_graphs
 from onnxcomp.graph.constants import assign, is_constant, shape_of, value_of
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.model import Model
-from onnxcomp.origins import nested_graphs
 
 __all__ = ["WeightedLayer", "layer_name", "weighted_layers"]
 

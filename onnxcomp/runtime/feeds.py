@@ -13,7 +13,7 @@ from onnxcomp.errors import InputError
 from onnxcomp.model import Model
 from onnxcomp.runtime.inputs import Array, ModelInput, model_inputs
 from onnxcomp.runtime.trial import Trial
-from onnxcomp.validation import MOST_AXES, quoted
+from onnxcomp.storage.validation import MOST_AXES, quoted
 
 __all__ = ["synthetic"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcomp.codec.origins import graph_origin_of
 from onnxcomp.errors import InputError
 from onnxcomp.model import Model
-from onnxcomp.origins import graph_origin_of
 from onnxcomp.runtime.values import is_float
 
 __all__ = ["ModelInput", "conform", "model_inputs", "require_tensors"]

@@ -9,8 +9,8 @@ import onnxruntime as ort
 
 from onnxcomp.errors import InputError
 from onnxcomp.files import scratch_folder
-from onnxcomp.messages import proto_graphs
 from onnxcomp.runtime.session import Loadable, open_session, reason
+from onnxcomp.storage.messages import proto_graphs
 
 __all__ = ["Kernel", "optimized_kernels"]
 

@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 from onnxcomp.errors import InputError
 from onnxcomp.storage.payload import InFile, InMemory, Payload, SourceFile
 from onnxcomp.storage.skeleton import LEAST, Skeleton, is_reference, refer, reference_fields, tensors_of
+from onnxcomp.storage.validation import byte_size, external_file, external_range, quoted
 from onnxcomp.storage.wire import LIMIT, Buffer, WireError, strip
-from onnxcomp.validation import byte_size, external_file, external_range, quoted
 
 __all__ = ["external_tensors", "locations", "read", "split"]
 

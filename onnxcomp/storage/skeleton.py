@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import onnx
 from google.protobuf.message import Message
 
-from onnxcomp.messages import copied, copy_fields, shell
+from onnxcomp.storage.messages import copied, copy_fields, shell
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.wire import Buffer, field_of
 

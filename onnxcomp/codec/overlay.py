@@ -12,8 +12,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcomp.messages import copied, copy_fields, lay_over, name_of
-from onnxcomp.origins import (
+from onnxcomp.codec.origins import (
     PAYLOADS,
     AttributeOrigin,
     FunctionOrigin,
@@ -25,6 +24,7 @@ from onnxcomp.origins import (
     state_of,
     tensor_names,
 )
+from onnxcomp.storage.messages import copied, copy_fields, lay_over, name_of
 
 __all__ = ["overlay_function", "overlay_graph"]
 

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from onnx.external_data_helper import uses_external_data
 
 from onnxcomp.errors import InputError
-from onnxcomp.messages import name_of
+from onnxcomp.storage.messages import name_of
 
 __all__ = [
     "known_element_type",

@@ -18,16 +18,16 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxcomp.messages import lay_over, shell
-from onnxcomp.origins import function_origin_of, graph_origin_of
-from onnxcomp.overlay import overlay_function, overlay_graph
-from onnxcomp.scopes import nested_graphs
-from onnxcomp.sidecar import SideCar, forget_undeclared
+from onnxcomp.codec.origins import function_origin_of, graph_origin_of
+from onnxcomp.codec.overlay import overlay_function, overlay_graph
+from onnxcomp.codec.scopes import nested_graphs
+from onnxcomp.codec.sidecar import SideCar, forget_undeclared
 from onnxcomp.storage.mapped import Mapped, Table
+from onnxcomp.storage.messages import lay_over, shell
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.skeleton import Skeleton, is_reference, referred
 
-__all__ = ["constants", "export_model", "import_model", "nested_graphs"]
+__all__ = ["constants", "export_model", "import_model"]
 
 # graphsurgeon reports what it cannot hold as warnings on stderr; here that is carried over instead.
 G_LOGGER.severity = G_LOGGER.ERROR

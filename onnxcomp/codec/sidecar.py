@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcomp.messages import clear_undecodable, proto_graphs
-from onnxcomp.origins import (
+from onnxcomp.codec.origins import (
     FunctionOrigin,
     GraphOrigin,
     NodeOrigin,
@@ -20,8 +19,9 @@ from onnxcomp.origins import (
     take_graph_origin,
     take_node_origin,
 )
-from onnxcomp.refusals import refuse_external, refuse_unreadable_names
-from onnxcomp.scopes import nested_graphs, unhide_initializers
+from onnxcomp.codec.refusals import refuse_external, refuse_unreadable_names
+from onnxcomp.codec.scopes import nested_graphs, unhide_initializers
+from onnxcomp.storage.messages import clear_undecodable, proto_graphs
 
 __all__ = ["SideCar", "forget_undeclared"]
 

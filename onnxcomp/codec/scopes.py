@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
-from onnxcomp.messages import name_of
+from onnxcomp.storage.messages import name_of
 
 __all__ = ["all_graphs", "nested_graphs", "unhide_initializers"]
 

@@ -14,14 +14,14 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from onnxcomp.messages import copied, name_of, shell
-from onnxcomp.refusals import (
+from onnxcomp.codec.refusals import (
     known_element_type,
     refuse_capture,
     refuse_external,
     refuse_graph,
 )
-from onnxcomp.scopes import nested_graphs
+from onnxcomp.codec.scopes import nested_graphs
+from onnxcomp.storage.messages import copied, name_of, shell
 
 __all__ = [
     "AttributeOrigin",
