@@ -74,7 +74,7 @@ def compress(
     test_data: Dataset | str | None = None,
     metric: str | Callable[..., float] | None = None,
     max_drop: float | None = None,
-    target: Target | None = None,
+    target: Target | str | None = None,
     seed: int = 0,
     keep_order: bool = False,
     timings: TimingTable | str | os.PathLike[str] | None = None,
@@ -98,7 +98,7 @@ def compress(
         test_data: samples to evaluate on.
         metric: a built-in name, ``module:function`` or a function (see ``evaluate.Metric``).
         max_drop: largest allowed loss of the metric; a pass that exceeds it is rolled back.
-        target: the machine the result is for; default: this one, one thread.
+        target: the machine the result is for, or its name; default: this one, one thread.
         seed: of every random choice.
         keep_order: run the passes as they stand.
         timings: measured time that decides: ``off``, the report of an earlier run (then the same input gives
@@ -115,7 +115,7 @@ def compress(
     _check_numbers(max_drop, seed)
     asked = _pipeline(pipeline)
     scheduled = asked.scheduled(keep_order)
-    target = target or Target.host()
+    target = Target.parse(target) if isinstance(target, str) else target or Target.host()
     table = timings if isinstance(timings, TimingTable) else open_timings(timings)
     original = model if isinstance(model, Model) else Model.load(model)
     if output is not None:

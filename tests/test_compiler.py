@@ -287,3 +287,10 @@ def test_a_metric_may_be_a_function(files: tuple[Path, Path]) -> None:
     metric = compress(model, "fold", data=str(data), metric=error_rate, max_drop=0.0).report.result.metric
     assert metric is not None
     assert (metric.name, metric.original, metric.compressed, metric.higher_is_better) == ("error_rate", 0, 0, False)
+
+
+def test_a_target_may_be_given_by_name(net: Net) -> None:
+    report = compress(net.model(), "fold", target="x86-avx2", timings="off").report
+    assert report.options.target == "x86-avx2"
+    with pytest.raises(UsageError, match="z80"):
+        compress(net.model(), "fold", target="z80")
