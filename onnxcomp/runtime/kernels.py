@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import onnx
 import onnxruntime as ort
 
-from onnxcomp.errors import InputError
 from onnxcomp.files import scratch_folder
-from onnxcomp.runtime.session import Loadable, open_session, reason
+from onnxcomp.runtime.session import Loadable, open_session
 from onnxcomp.storage.messages import proto_graphs
 
 __all__ = ["Kernel", "optimized_kernels"]
@@ -47,12 +46,7 @@ def optimized_kernels(model: Loadable, threads: int = 1) -> list[Kernel]:
         options.optimized_model_filepath = str(path)
         for key, value in _APART.items():
             options.add_session_config_entry(key, value)
-        try:
-            open_session(model, options)
-        except InputError:
-            raise
-        except Exception as error:  # the binding raises a dozen classes that share no base
-            raise InputError(f"the model: ONNX Runtime cannot load it: {reason(error)}") from None
+        open_session(model, options)
         graph = onnx.load_model(path, load_external_data=False).graph
     return [
         Kernel(node.op_type, node.name, tuple(node.input), tuple(node.output))

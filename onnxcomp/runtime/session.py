@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxcomp.errors import InputError, SessionError
+from onnxcomp.errors import SessionError
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime.values import run_session
 from onnxcomp.storage.payload import Payload
@@ -62,14 +62,7 @@ def create(
     if shapes_first:
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.enable_cpu_mem_arena = True  # the shapes would split up what the allocator of the system gets back
-    path = model.path if isinstance(model, Model) else None
-    try:
-        return open_session(model, options, providers)
-    except InputError:
-        raise
-    except Exception as error:  # the binding raises a dozen classes that share no base
-        remedy = f"; export {path.name} again" if path else ""
-        raise SessionError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}{remedy}") from None
+    return open_session(model, options, providers)
 
 
 def open_session(
@@ -78,9 +71,10 @@ def open_session(
     """A session with these options. ONNX Runtime maps the weights of a large model from the files they are in.
 
     Raises:
-        InputError: the model is a message of over 2 GB.
-        Exception: one of the many that ONNX Runtime raises.
+        InputError: the weights of a large model find no room in temporary files.
+        SessionError: ONNX Runtime refuses the model; the message holds its reason.
     """
+    path = model.path if isinstance(model, Model) else None
     if isinstance(model, Model):
         model = model.skeleton()
     if isinstance(model, onnx.ModelProto):
@@ -92,7 +86,11 @@ def open_session(
             data = model.placed(_in_root).SerializeToString()
         else:
             data = model.serialize()
-    return ort.InferenceSession(data, options, providers=list(providers))
+    try:
+        return ort.InferenceSession(data, options, providers=list(providers))
+    except Exception as error:  # the binding raises a dozen classes that share no base
+        remedy = f"; export {path.name} again" if path else ""
+        raise SessionError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}{remedy}") from None
 
 
 def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:
