@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from onnxcomp.errors import SessionError
-from onnxcomp.graph.cost import cost
+from onnxcomp.graph.cost import Cost, cost
 from onnxcomp.manager import Step
 from onnxcomp.model import Model
 from onnxcomp.runtime import latency, shapes
 from onnxcomp.runtime.latency import LatencyComparison
+from onnxcomp.runtime.profile import body_shapes
 from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.target import Target
 from onnxcomp.storage.skeleton import Skeleton
@@ -34,7 +35,7 @@ class Recorder:
         self._feeds = feeds
         self._threads = target.threads
         self._original = original.skeleton()
-        self.original_cost = self.cost = cost(original, shapes.observed(original, feeds))
+        self.original_cost = self.cost = self._cost(original)
         self.original_size = self.size = self._original.size
         self._ratio: float | None = 1.0
 
@@ -52,10 +53,13 @@ class Recorder:
 
     def _measure(self, step: Step) -> None:
         model = step.model.skeleton()
-        found = cost(step.model, shapes.observed(step.model, self._feeds))
+        found = self._cost(step.model)
         timed = self._compare(model, _SECONDS_A_PASS)
         self.cost, self.size = found, model.size
         self._ratio = None if timed is None else timed.ratio
+
+    def _cost(self, model: Model) -> Cost:
+        return cost(model, shapes.observed(model, self._feeds), body_shapes(model, self._feeds))
 
     def final(self, model: Model) -> LatencyComparison | None:
         """The original's time over the model's, measured longer; None when one does not run as it is deployed."""

@@ -10,10 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcomp.context import Context
 from onnxcomp.graph.cost import Cost, cost, parameters
 from onnxcomp.model import Model
+from onnxcomp.passes.quant import Quant
 from onnxcomp.runtime import shapes
 from onnxcomp.runtime.profile import body_shapes
+from onnxcomp.runtime.target import Target
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -251,3 +254,29 @@ def test_a_tensor_of_a_body_has_not_the_shape_of_its_namesake_outside() -> None:
         observed = shapes.observed(model, feeds)
         assert cost(model, observed).flops == 2 * outer, "nothing tells what the branches take"
         assert cost(model, observed, body_shapes(model, feeds)).flops == 2 * (outer + inner)
+
+
+@pytest.mark.parametrize("mode", ["weights", "dynamic"])
+def test_weights_that_are_stored_or_looked_up_in_8_bits_are_as_many(mode: str) -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        "table": rng.standard_normal((64, 32)).astype(np.float32),
+        "w": rng.standard_normal((32, 40)).astype(np.float32),
+        "k": rng.standard_normal((8, 1, 9, 9)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node("Cast", ["a"], ["ids"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="embedding"),
+        helper.make_node("MatMul", ["rows", "w"], ["h"], name="fc"),
+        helper.make_node("Unsqueeze", ["h", "axis"], ["image"]),
+        helper.make_node("Conv", ["image", "k"], ["y"], name="conv"),
+    ]
+    model = _model(nodes, {"x": (2, 12)}, {**weights, "axis": np.array([1])})
+    counted = _cost(model, x=(2, 12))
+    context = Context(target=Target.parse("x86-vnni"), scope="quant")
+    Quant.with_options({"mode": mode}).run(model, context)
+    assert {decision.action for decision in context.decisions} <= {"stored", "quantized"}
+    after = _cost(model, x=(2, 12))
+    assert after.parameters == counted.parameters == sum(weight.size for weight in weights.values())
+    assert after.per_layer["conv"].parameters == weights["k"].size

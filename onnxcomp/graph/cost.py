@@ -138,6 +138,9 @@ _INTEGER_WEIGHTS = {
     "DynamicQuantizeMatMul": (1,),
     "MatMulIntegerToFloat": (1,),
 }
+# Inputs that are weights where they are integers of a byte at most: stored ones are cast at load, tables are looked up.
+_SMALL_WEIGHTS = {"Cast": 0, "Gather": 0}
+_SMALL = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 # Inputs that are floating-point and no weights: scales, and the sizes of Resize.
 _NO_WEIGHTS = {
     "QuantizeLinear": (1, 2),
@@ -175,24 +178,45 @@ def _weight_size(node: gs.Node, index: int) -> int:
     if node.op == "MatMulNBits" and index == 1:  # packed: several elements a byte
         rows, columns = node.attrs.get("N"), node.attrs.get("K")
         return rows * columns if isinstance(rows, int) and isinstance(columns, int) else 0
-    if not (index in _INTEGER_WEIGHTS.get(node.op, ()) or _is_float(tensor)):
+    small = _SMALL_WEIGHTS.get(node.op) == index and _dtype_name(tensor) in _SMALL
+    if not (small or index in _INTEGER_WEIGHTS.get(node.op, ()) or "float" in _dtype_name(tensor)):
+        return 0
+    if node.op == "Mul" and any(_restores(other) for other in node.inputs if other is not tensor):
         return 0
     shape = shape_of(tensor) or ()
     return math.prod(int(dim) for dim in shape if dim is not None) if shape else 0
 
 
-def _is_float(tensor: gs.Tensor) -> bool:
+def _restores(tensor: gs.Tensor) -> bool:
+    """Whether it is made of integers, or is their scale: what it is multiplied by is a scale too."""
+    if len(tensor.inputs) != 1:
+        return False
+    producer = tensor.inputs[0]
+    if producer.op == "DynamicQuantizeLinear":
+        return tensor is producer.outputs[1]
+    return producer.op == "Cast" and bool(_weight_size(producer, 0))
+
+
+def _dtype_name(tensor: gs.Tensor) -> str:
     dtype = tensor.dtype if isinstance(tensor, gs.Constant) else getattr(value_of(tensor), "dtype", None)
     if isinstance(dtype, int):  # types that NumPy lacks are ONNX's numbers
         dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
-    return "float" in str(dtype)
+    return str(dtype)
 
 
 def _reader(node: gs.Node) -> gs.Node:
     """The node that computes with a weight which this node dequantizes."""
-    while node.op in ("DequantizeLinear", "QuantizeLinear") and node.outputs and node.outputs[0].outputs:
+    while node.outputs and node.outputs[0].outputs and _dequantizes(node):
         node = node.outputs[0].outputs[0]
     return node
+
+
+def _dequantizes(node: gs.Node) -> bool:
+    if node.op == "Cast":
+        return bool(_weight_size(node, 0))
+    if node.op == "Mul":
+        return any(map(_restores, node.inputs))
+    return node.op in ("DequantizeLinear", "QuantizeLinear")
 
 
 @dataclass(frozen=True)
