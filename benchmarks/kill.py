@@ -151,8 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pipeline", default=PIPELINE)
     parser.add_argument("--external", action="store_true", help="weights in a file beside the model")
-    parser.add_argument("--output", default=str(HERE / "KILL.json"), help="JSON file; - is stdout")
+    parser.add_argument("--output", help="JSON file; - is stdout; default: KILL.json or KILL_EXTERNAL.json here")
     given = parser.parse_args(arguments)
+    output = given.output or str(HERE / ("KILL_EXTERNAL.json" if given.external else "KILL.json"))
     import onnxcomp.actions  # noqa: F401 - before the processes fork
 
     rng, found, left = np.random.default_rng(given.seed), Counter[str](), 0
@@ -186,8 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     text = json.dumps(document, indent=2) + "\n"
     sys.stdout.write(text)
-    if given.output != "-":
-        Path(given.output).write_text(text)
+    if output != "-":
+        Path(output).write_text(text)
     return 1 if document["broken"] or strays else 0
 
 

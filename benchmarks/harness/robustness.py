@@ -17,9 +17,10 @@ _KINDS = {
 
 
 def robustness(folder: Path) -> str:
-    """A section for each of ``FUZZ.json``, ``KILL.json`` and ``LARGE.json`` that is in the folder."""
+    """A section for each of the scripts' JSON files that is in the folder."""
+    sections = {"FUZZ.json": _fuzz, "KILL.json": _kill, "KILL_EXTERNAL.json": _kill, "LARGE.json": _large}
     parts = []
-    for name, section in (("FUZZ.json", _fuzz), ("KILL.json", _kill), ("LARGE.json", _large)):
+    for name, section in sections.items():
         if (folder / name).is_file():
             parts.append(section(json.loads((folder / name).read_text(encoding="utf-8"))))
     return "".join(f"\n{part}\n" for part in parts)
@@ -50,9 +51,9 @@ def _fuzz(found: dict[str, Any]) -> str:
 def _kill(found: dict[str, Any]) -> str:
     return "\n".join(
         [
-            "## Killed compilations",
+            f"## Killed compilations{', weights in a file of their own' if found['external_data'] else ''}",
             "",
-            f"- {found['date']}, `python benchmarks/kill.py`",
+            f"- {found['date']}, `python benchmarks/kill.py{' --external' if found['external_data'] else ''}`",
             f"- {found['kills']} compilations killed with SIGKILL, half of them while they wrote: the output was the "
             f"whole old one {found['old']} times, the whole new one {found['new']} times, anything else "
             f"{found['broken']} times",
