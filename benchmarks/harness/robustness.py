@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,48 @@ _KINDS = {
 
 
 def robustness(folder: Path) -> str:
-    """A section for each of the scripts' JSON files that is in the folder."""
+    """A section for each of the scripts' JSON files that is in the folder, and what was aimed at."""
     sections = {"FUZZ.json": _fuzz, "KILL.json": _kill, "KILL_EXTERNAL.json": _kill, "LARGE.json": _large}
-    parts = []
-    for name, section in sections.items():
-        if (folder / name).is_file():
-            parts.append(section(json.loads((folder / name).read_text(encoding="utf-8"))))
+    names = ("COLLECTION.json", *sections)
+    found = {name: json.loads((folder / name).read_text("utf-8")) for name in names if (folder / name).is_file()}
+    parts = [section(found[name]) for name, section in sections.items() if name in found]
+    rows = [row for name in found for row in _targets(name, found[name])]
+    if rows:
+        lines = [f"| {target} | {measured} | {'met' if met else 'missed'} |" for target, measured, met in rows]
+        heading = [
+            "## Targets: any model in, nothing lost",
+            "",
+            "| target | measured | result |",
+            "| --- | --- | --- |",
+        ]
+        parts.append("\n".join([*heading, *lines]))
     return "".join(f"\n{part}\n" for part in parts)
+
+
+def _targets(name: str, found: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """What was aimed at, what was measured, and whether that is enough."""
+    if name == "COLLECTION.json":
+        failures, minutes = len(found["failures"]), found["seconds"] / 60
+        models = sum(found["models"].values())
+        yield "backend collection: models that come out wrong: 0", f"{failures} of {models:,}", not failures
+        yield "backend collection: at most 20 minutes on 2 cores", f"{minutes:.1f} minutes", minutes <= 20
+    elif name == "FUZZ.json":
+        failures, seconds, size = len(found["failures"]), found["longest_seconds"], found["peak_bytes"] / 2**30
+        yield "at least 2,000 mutated files, failures: 0", f"{failures} of {found['cases']:,}", not failures
+        yield "a mutated file: at most 10 s and 2 GB", f"{seconds:.1f} s, {size:.2f} GB", seconds <= 10 and size <= 2
+    elif name.startswith("KILL"):
+        broken, strays = found["broken"], len(found["strays_after_the_next_run"])
+        title = "100 kills" + (", weights apart" if found["external_data"] else "")
+        measured = f"{broken} of {found['kills']} broken, {strays} left"
+        yield f"{title}: broken outputs 0, temporaries after the next run 0", measured, not broken and not strays
+    elif name == "LARGE.json":
+        time, memory = found["through"]["time_ratio"], found["through"]["memory_ratio"]
+        yield "0.5 GB loaded and saved: at most 1.5 of onnx's time", f"{time:.2f}", time <= 1.5
+        yield "0.5 GB loaded and saved: at most 1.2 of onnx's peak memory", f"{memory:.2f}", memory <= 1.2
+        for row in found["compile"]["rows"]:
+            peak = row["peak_over_weights"]
+            title = f"3 GB compiled by `{row['pipeline']}`: at most 1.3 of the weights in memory"
+            yield title, f"{peak:.2f}", peak <= 1.3
 
 
 def _fuzz(found: dict[str, Any]) -> str:
