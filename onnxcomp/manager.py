@@ -137,7 +137,8 @@ class PassManager:
                 warned = len(ctx.warnings)
                 try:
                     passed.run(model, ctx)
-                    model.put_weights_aside()
+                    if step.changed:
+                        model.put_weights_aside()
                 except BaseException:
                     del ctx.warnings[warned:]  # they are of a model that does not come to stay
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcomp.context import Context, Decision
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError, UsageError
 from onnxcomp.evaluate import compare
@@ -21,11 +19,11 @@ from onnxcomp.linalg.int8 import can_saturate, least_scales, quantize_bias, quan
 from onnxcomp.model import Model
 from onnxcomp.passes.quant import Quant
 from onnxcomp.runtime import latency, session
-from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
+from tests.quantizing import kernels, quantize
 
 Array = np.ndarray[Any, Any]
-VNNI, AVX2 = Target.parse("x86-vnni"), Target.parse("x86-avx2")
+AVX2 = Target.parse("x86-avx2")
 
 
 def build(body: str, arrays: dict[str, Array], opset: int = 17) -> Model:
@@ -71,20 +69,6 @@ def residual_net(channels: int = 32, seed: int = 0) -> Model:
 def images(model: Model, samples: int = 24, seed: int = 1) -> Dataset:
     rng = np.random.default_rng(seed)
     return Dataset.from_arrays({"x": rng.standard_normal((samples, 3, 16, 16)).astype(np.float32)}, model=model)
-
-
-def quantize(model: Model, data: Dataset | None, target: Target = VNNI, **options: Any) -> dict[str, Decision]:
-    """Run the pass, check the result's validity, and return the decisions by layer."""
-    context = Context(target=target, data=data, scope="quant")
-    names = [layer.name for layer in weighted_layers(model)]
-    Quant(**options).run(model, context)
-    onnx.checker.check_model(model.proto(), full_check=True)
-    assert sorted(decision.layer for decision in context.decisions) == sorted(names), "one decision a layer"
-    return {decision.layer: decision for decision in context.decisions}
-
-
-def kernels(model: Model) -> Counter[str]:
-    return Counter(kernel.op for kernel in optimized_kernels(model.serialize()))
 
 
 # -- static ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcomp import compress
-from onnxcomp.context import Context, Decision
+from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.evaluate import compare
@@ -25,10 +25,10 @@ from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
 from tests.generate import Program, Statement, statements
+from tests.quantizing import VNNI, kernels, quantize
 from tests.zoo import calibration, zoo_model
 
 Array = np.ndarray[Any, Any]
-VNNI = Target.parse("x86-vnni")
 
 
 def build(body: str, arrays: dict[str, Array], opset: int = 17) -> Model:
@@ -46,20 +46,6 @@ def weights(**shapes: tuple[int, ...]) -> dict[str, Array]:
         name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
         for name, shape in shapes.items()
     }
-
-
-def quantize(model: Model, data: Dataset | None, **options: Any) -> dict[str, Decision]:
-    """Run the pass, check the result's validity, and return the decisions by layer."""
-    context = Context(target=VNNI, data=data, scope="quant")
-    names = [layer.name for layer in weighted_layers(model)]
-    Quant(**options).run(model, context)
-    onnx.checker.check_model(model.proto(), full_check=True)
-    assert sorted(decision.layer for decision in context.decisions) == sorted(names), "one decision a layer"
-    return {decision.layer: decision for decision in context.decisions}
-
-
-def kernels(model: Model) -> Counter[str]:
-    return Counter(kernel.op for kernel in optimized_kernels(model.serialize()))
 
 
 def images(model: Model, samples: int = 16, low: float = 0.0) -> Dataset:

@@ -1,0 +1,34 @@
+"""The pass ``quant`` run on its own, for the tests of what it does in graphs and in bodies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import onnx
+
+from onnxcomp.context import Context, Decision
+from onnxcomp.data import Dataset
+from onnxcomp.graph.layers import weighted_layers
+from onnxcomp.model import Model
+from onnxcomp.passes.quant import Quant
+from onnxcomp.runtime.kernels import optimized_kernels
+from onnxcomp.runtime.target import Target
+
+__all__ = ["VNNI", "kernels", "quantize"]
+
+VNNI = Target.parse("x86-vnni")
+
+
+def quantize(model: Model, data: Dataset | None, target: Target = VNNI, **options: Any) -> dict[str, Decision]:
+    """Run the pass, check the result's validity, and return the decisions by layer."""
+    context = Context(target=target, data=data, scope="quant")
+    names = [layer.name for layer in weighted_layers(model)]
+    Quant(**options).run(model, context)
+    onnx.checker.check_model(model.proto(), full_check=True)
+    assert sorted(decision.layer for decision in context.decisions) == sorted(names), "one decision a layer"
+    return {decision.layer: decision for decision in context.decisions}
+
+
+def kernels(model: Model) -> Counter[str]:
+    return Counter(kernel.op for kernel in optimized_kernels(model.serialize()))
