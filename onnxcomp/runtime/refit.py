@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxcomp.data import Dataset
 from onnxcomp.graph.affine import shift_outputs
@@ -22,8 +21,9 @@ from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.regression import Regression, observe_pairs
+from onnxcomp.runtime.stages import stages
 
-__all__ = ["Kept", "refit", "stages"]
+__all__ = ["Kept", "refit"]
 
 Array = np.ndarray[Any, Any]
 
@@ -70,10 +70,12 @@ def refit(
     """
     reference = {layer.name: layer for layer in weighted_layers(original)}
     errors: dict[str, float] = {}
-    for stage in stages(model, kept, most_stages):
+    left_of = {id(left.layer): left for left in kept}
+    for stage in stages(model, [left.layer for left in kept], most_stages):
         regressions: list[tuple[Kept, Regression]] = []
         wanted: dict[str, list[Regression]] = {}
-        for depth, left in stage:
+        for depth, layer in stage:
+            left = left_of[id(layer)]
             columns = left.columns if depth > stage[0][0] else None
             old = reference[left.layer.name]
             if columns is not None and len(columns) == layout_of(old).size:
@@ -101,31 +103,3 @@ def _fit(model: Model, kept: Kept, seen: Regression) -> float:
     kept.layer.set_matrix(W)
     shift_outputs(model, kept.layer, shift)
     return error
-
-
-def stages(model: Model, kept: Sequence[Kept], most: int) -> list[list[tuple[int, Kept]]]:
-    """The layers with their depths, cut into at most so many stages.
-
-    A layer is one deeper than the deepest of these layers that it depends on. A stage holds all layers of one
-    depth, or of several consecutive ones where there are more depths than stages; the shallowest come first.
-    """
-    of_node = {id(left.layer.node): left for left in kept}
-    depth_of: dict[int, int] = {}
-    depths: list[tuple[int, Kept]] = []
-    for node in model.graph.nodes:
-        depth = max((depth_of.get(id(tensor), 0) for tensor in _reads(node)), default=0)
-        if (left := of_node.get(id(node))) is not None:
-            depths.append((depth, left))
-            depth += 1
-        for tensor in node.outputs:
-            depth_of[id(tensor)] = depth
-    count = max((depth for depth, _ in depths), default=-1) + 1
-    result: list[list[tuple[int, Kept]]] = [[] for _ in range(min(most, count))]
-    for depth, left in sorted(depths, key=lambda entry: entry[0]):
-        result[depth * len(result) // count].append((depth, left))
-    return result
-
-
-def _reads(node: gs.Node) -> Sequence[gs.Tensor]:
-    inputs: Sequence[gs.Tensor] = node.inputs
-    return inputs

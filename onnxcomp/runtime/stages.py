@@ -1,0 +1,45 @@
+"""The order in which layers are fitted one after the other, on what the fitted ones before them produce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.model import Model
+
+__all__ = ["stages"]
+
+
+def stages(model: Model, layers: Sequence[WeightedLayer], most: int) -> list[list[tuple[int, WeightedLayer]]]:
+    """The layers with their depths, cut into at most so many stages.
+
+    A layer is one deeper than the deepest of these layers that it depends on. A stage holds all layers of one
+    depth, or of several consecutive ones where there are more depths than stages; the shallowest come first.
+
+    Args:
+        model: its main graph holds the layers.
+        layers: those to fit.
+        most: stages; the data are run once for each.
+    """
+    of_node = {id(layer.node): layer for layer in layers}
+    depth_of: dict[int, int] = {}
+    depths: list[tuple[int, WeightedLayer]] = []
+    for node in model.graph.nodes:
+        depth = max((depth_of.get(id(tensor), 0) for tensor in _reads(node)), default=0)
+        if (layer := of_node.get(id(node))) is not None:
+            depths.append((depth, layer))
+            depth += 1
+        for tensor in node.outputs:
+            depth_of[id(tensor)] = depth
+    count = max((depth for depth, _ in depths), default=-1) + 1
+    result: list[list[tuple[int, WeightedLayer]]] = [[] for _ in range(min(most, count))]
+    for depth, layer in sorted(depths, key=lambda entry: entry[0]):
+        result[depth * len(result) // count].append((depth, layer))
+    return result
+
+
+def _reads(node: gs.Node) -> Sequence[gs.Tensor]:
+    inputs: Sequence[gs.Tensor] = node.inputs
+    return inputs
