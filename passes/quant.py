@@ -20,11 +20,11 @@ from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
 from onnxcomp.graph.int8_forms import FormWriter
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
-from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
+from onnxcomp.graph.integer_writer import Written, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
+from onnxcomp.graph.rounding import RoundedLayer, round_to_nearest
 from onnxcomp.linalg import ranges
-from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
@@ -171,6 +171,7 @@ class _Quantization:
         self.layers = layers
         self.careful = ctx.target.int8_saturates
         self.calibration = Calibration()
+        self.rounded: dict[str, RoundedLayer] = {}
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
     def write(self, division: Division) -> None:
@@ -181,6 +182,7 @@ class _Quantization:
             if division.static:
                 measured = spread(self.data, _MEASURED_SAMPLES)
                 self.evaluator = Evaluator(self.model.copy(), measured, metric_named("sqnr"))
+        self.rounded = round_to_nearest(division.static, self.calibration.means, self.careful)
         writer = FormWriter(self.model.graph)
         dynamic = {layer.name: self._write_dynamic(writer, layer) for layer in division.dynamic}
         for layer in division.tables:
@@ -221,10 +223,8 @@ class _Quantization:
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------
 
     def _write_dynamic(self, writer: FormWriter, layer: WeightedLayer) -> Written:
-        rows = layer.matrix()[0]
-        weights = quantize_weights(rows, self.careful)
-        means = self.calibration.means.get(id(layer.node.inputs[0]))
-        shift = np.zeros(len(rows)) if means is None else -mean_output_error(layer, weights, means)
+        rounded = round_to_nearest([layer], self.calibration.means, self.careful)[layer.name]
+        weights, shift = rounded.weights, rounded.shift
         bias = None
         if layer.kind == "MatMul":
             shift_added_bias(layer, shift, output_ids(self.model.graph))
@@ -232,7 +232,7 @@ class _Quantization:
             bias = np.asarray(value_of(layer.bias), np.float64).reshape(-1) + shift
         elif np.any(shift):
             bias = shift
-        return Written(writer.dynamic(layer, weights, bias), len(rows), weights.limited)
+        return Written(writer.dynamic(layer, weights, bias), len(shift), weights.limited)
 
     def _write_stored(self, writer: FormWriter, stored: list[tuple[WeightedLayer, str]]) -> None:
         for layer, reason in stored:
@@ -295,7 +295,7 @@ class _Quantization:
         plans = make_plans(self.model.graph, layers)
         roots = [root for plan in plans for root in plan.distinct_roots()]
         grids = {id(root): self.calibration.grid(root, method) for root in roots}
-        return write_plans(self.model.graph, plans, grids, self.calibration.means, self.careful)
+        return write_plans(self.model.graph, plans, grids, self.rounded)
 
     def _drop_unfused(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
         """Only the layers for which ONNX Runtime makes an integer kernel; dropping one may unfuse another."""

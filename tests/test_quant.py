@@ -15,7 +15,7 @@ from onnxcomp.errors import PassError, UsageError
 from onnxcomp.evaluate import compare
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
-from onnxcomp.linalg.int8 import can_saturate, least_scales, quantize_bias, quantize_weights
+from onnxcomp.linalg.int8 import can_saturate, least_scales, quantize_bias, quantize_weights, with_least_scales
 from onnxcomp.model import Model
 from onnxcomp.passes.quant import Quant
 from onnxcomp.runtime import latency, session
@@ -371,7 +371,7 @@ def test_avx2_limits_levels_and_says_so() -> None:
 def test_a_bias_beside_tiny_weights_does_not_overflow() -> None:
     bias = np.array([3.0, -1e4, 0.0])
     scale = 0.05
-    weights = quantize_weights(np.full((3, 4), 1e-12), False, least_scales(bias, scale))
+    weights = with_least_scales(quantize_weights(np.full((3, 4), 1e-12)), least_scales(bias, scale))
     codes, grid = quantize_bias(bias, scale, weights.scales)
     np.testing.assert_allclose(codes * grid.astype(np.float64), bias, rtol=1e-6, atol=1e-9)
     with pytest.raises(OverflowError):
