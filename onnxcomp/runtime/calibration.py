@@ -61,10 +61,10 @@ class Calibration:
         # Bins end beyond the values; a range need not.
         return ranges.grid(max(low, min(histogram.minimum, 0.0)), min(high, max(histogram.maximum, 0.0)))
 
-    def noise(self, tensor: gs.Tensor, method: ranges.Method) -> float:
+    def noise(self, tensor: gs.Tensor, grid: ranges.Grid) -> float:
         """The part of an activation's energy that rounding it takes."""
         histogram = self.histograms[id(tensor)]
-        scale, zero = self.grid(tensor, method)
+        scale, zero = grid
         bounds = -zero * scale, (255 - zero) * scale
         signal, noise = ranges.quantization_noise(histogram.counts, histogram.edges, *bounds)
         return noise / signal if signal else 0.0

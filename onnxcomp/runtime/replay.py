@@ -111,9 +111,10 @@ class _Suffix:
     ) -> None:
         self._name, self._cut, self._recorded = name, cut, recorded
         fed = _fed(model, {other: recorded[0][other] for other in (name, *cut)})
-        self._outputs = [output for output in outputs if output not in (name, *cut)]
+        dependent = _dependents(model, name)
+        self._judged = [output for output in outputs if output in dependent]
+        self._outputs = [output for output in self._judged if output != name]
         self._session = create(with_outputs(fed, self._outputs)) if self._outputs else None
-        self._judged = [output for output in outputs if output not in cut]
         self._signal = {output: _energy(batch[output] for batch in recorded) for output in self._judged}
 
     def noise(self, grid: Grid) -> float:
@@ -134,17 +135,26 @@ def _energy(arrays: Iterable[Array]) -> float:
 
 def _cut(model: Skeleton, name: str) -> list[str]:
     """What the nodes that depend on a tensor read besides, computed or fed."""
+    dependent = _dependents(model, name)
     known = {entry.name for entry in model.proto.graph.input}
+    known.update(output for node in model.proto.graph.node if node.op_type != "Constant" for output in node.output)
+    cut = dict.fromkeys(
+        other
+        for node in model.proto.graph.node
+        if dependent.intersection(node.output) - {name}
+        for other in reads_of(node)
+        if other in known and other not in dependent
+    )
+    return list(cut)
+
+
+def _dependents(model: Skeleton, name: str) -> set[str]:
+    """A tensor and all that is computed from it."""
     dependent = {name}
-    cut: dict[str, None] = {}
     for node in model.proto.graph.node:
-        reads = set(reads_of(node))
-        if dependent & reads:
-            dependent.update(node.output)
-            cut.update(dict.fromkeys(other for other in reads_of(node) if other in known))
-        elif node.op_type != "Constant":
-            known.update(node.output)
-    return [other for other in cut if other not in dependent]
+        if not dependent.isdisjoint(reads_of(node)):
+            dependent.update(output for output in node.output if output)
+    return dependent
 
 
 def _fed(model: Skeleton, values: Batch) -> Skeleton:
@@ -161,18 +171,21 @@ def _fed(model: Skeleton, values: Batch) -> Skeleton:
     return Skeleton(proto, model.payloads)
 
 
-def _record(model: Skeleton, dataset: Dataset, names: Sequence[str]) -> list[Batch]:
-    """The values of these tensors, and the feeds."""
-    computed = [name for name in dict.fromkeys(names) if not _is_input(model, name)]
-    session = create(with_outputs(model, computed))
-    return [{**feeds, **run(session, feeds)} for feeds in dataset.feeds()]
+def _record(model: Skeleton, dataset: Dataset, names: Iterable[str]) -> list[Batch]:
+    """The values of these tensors."""
+    wanted = list(dict.fromkeys(names))
+    computed = [name for name in wanted if not _is_input(model, name)]
+    session = create(with_outputs(model, computed)) if computed else None
+    batches = []
+    for feeds in dataset.feeds():
+        values = {**feeds, **(run(session, feeds, computed) if session else {})}
+        batches.append({name: values[name] for name in wanted})
+    return batches
 
 
 def _portions(model: Skeleton, dataset: Dataset, cuts: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
     """The tensors in their order, as many at a time as may be recorded with their cuts."""
-    sample = dataset.sample()
-    computed = [name for name in {**cuts, **{o: None for cut in cuts.values() for o in cut}} if not _is_input(model, name)]
-    values = {**sample, **run(create(with_outputs(model, computed)), sample)}
+    (values,) = _record(model, dataset.take(1), [*cuts, *(other for cut in cuts.values() for other in cut)])[:1]
     scale = len(dataset) / dataset.least
     portion: dict[str, None] = {}
     held: set[str] = set()
