@@ -13,6 +13,7 @@ from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.evaluate import Evaluator, metric_named
+from onnxcomp.graph.absorb import clip_hard_sigmoids
 from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
@@ -145,6 +146,7 @@ class Quant(Pass):
                 ctx.skip(layer, str(error))
             return
         split_hard_swishes(model.graph)
+        clip_hard_sigmoids(model.graph, division.static)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
@@ -205,7 +207,8 @@ class _Quantization:
         ]
         assert self.data is not None
         tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
-        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress)
+        limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
+        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress, limits)
 
     def _leave_unseen(self, division: Division) -> None:
         """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,21 @@ from onnxcomp.runtime.statistics import Accumulator, Histogram, Moments, observe
 __all__ = ["Calibration", "calibrate", "spread"]
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Limited:
+    """Lets an accumulator see values within limits."""
+
+    accumulator: Accumulator
+    low: float
+    high: float
+
+    def expect(self, updates: int) -> None:
+        self.accumulator.expect(updates)
+
+    def update(self, array: Array) -> None:
+        self.accumulator.update(np.clip(array, self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -63,10 +79,12 @@ def calibrate(
     tensors: Iterable[gs.Tensor],
     channels: Iterable[tuple[gs.Tensor, int]],
     progress: Progress = silent,
+    limits: Mapping[int, tuple[float, float]] | None = None,
 ) -> Calibration:
     """Observe histograms of ``tensors``, and means per channel of tensors that are given with their channel axis.
 
-    The tensors are those of the model's graph or of the body of an If, Loop or Scan.
+    The tensors are those of the model's graph or of the body of an If, Loop or Scan. ``limits`` gives, by ``id``
+    of a tensor, the range beyond which its values make no difference; the histogram counts them at its ends.
 
     Raises:
         InputError: the model does not run on the data.
@@ -78,7 +96,8 @@ def calibrate(
     for tensor in tensors:
         known[id(tensor)] = tensor
         histograms[id(tensor)] = Histogram()
-        wanted[id(tensor)] = [histograms[id(tensor)]]
+        low, high = (limits or {}).get(id(tensor), (-math.inf, math.inf))
+        wanted[id(tensor)] = [_Limited(histograms[id(tensor)], low, high)]
     for tensor, axis in channels:
         if id(tensor) not in moments:
             known[id(tensor)] = tensor

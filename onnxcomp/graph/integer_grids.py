@@ -1,0 +1,92 @@
+"""The grids that an integer plan ends up with, once ranges are chosen: what shares integers, and at what price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcomp.graph.integer_ops import GATE_GRID, ScalarAffine
+from onnxcomp.graph.integer_plan import IntegerPlan
+from onnxcomp.linalg.ranges import grid
+
+__all__ = ["SettledGrids", "settle"]
+
+Grid = tuple[float, int]
+LEVELS = 255
+# A range may grow by this part so that zero, moved by a constant, is still a level.
+_GROWTH = 1 / 16
+
+
+@dataclass
+class SettledGrids:
+    """Of one plan.
+
+    Attributes:
+        grids: scale and zero point, by ``id`` of each tensor of the plan.
+        shared: ``id`` of the tensors that are other tensors' integers, read on another grid.
+        missing: by ``id`` of those, what their operator adds beyond what reading adds, at most half a level.
+    """
+
+    grids: dict[int, Grid] = field(default_factory=dict)
+    shared: set[int] = field(default_factory=set)
+    missing: dict[int, float] = field(default_factory=dict)
+
+
+def settle(plan: IntegerPlan, ranges: Mapping[int, Grid]) -> SettledGrids:
+    """Grids for all tensors of a plan.
+
+    y = a · x + b needs no kernel where the integers of x serve for y: with the scale a · s, and the zero point
+    moved by b / (a · s), rounded. Zero has to stay among the levels, for padding; the range of x grows a little
+    where that makes it so, else y gets its own grid.
+
+    Args:
+        plan: from ``make_plan``.
+        ranges: scale and zero point by ``id`` of the plan's roots.
+    """
+    settled = SettledGrids()
+    wanted = dict(ranges)
+    for tensor in plan.tensors:
+        affine = plan.rereads.get(id(tensor))
+        if affine is not None and affine.offset and _has_own_range(plan, affine.source):
+            wanted[id(affine.source)] = _with_level(wanted[id(affine.source)], -affine.offset / affine.slope)
+    for tensor in plan.tensors:
+        key = id(tensor)
+        if key in plan.gates:
+            settled.grids[key] = GATE_GRID
+        elif key in plan.moves:
+            settled.grids[key] = settled.grids[id(plan.moves[key])]
+        elif key in plan.rereads:
+            _reread(settled, tensor, plan.rereads[key], wanted)
+        else:
+            settled.grids[key] = wanted[key]
+    return settled
+
+
+def _has_own_range(plan: IntegerPlan, tensor: gs.Tensor) -> bool:
+    return id(tensor) not in plan.gates and plan.roots[id(tensor)] is tensor
+
+
+def _with_level(current: Grid, value: float) -> Grid:
+    """The grid, or a slightly coarser one, if that makes it reach the value."""
+    scale, zero = current
+    low, high = -zero * scale, (LEVELS - zero) * scale
+    room = _GROWTH * (high - low)
+    if low <= value <= high or not low - room <= value <= high + room:
+        return current
+    return grid(min(low, value), max(high, value))
+
+
+def _reread(settled: SettledGrids, tensor: gs.Tensor, affine: ScalarAffine, ranges: Mapping[int, Grid]) -> None:
+    scale, zero = settled.grids[id(affine.source)]
+    scale *= affine.slope
+    steps = round(affine.offset / scale)
+    if np.finfo(np.float32).tiny <= scale <= np.finfo(np.float32).max and 0 <= zero - steps <= LEVELS:
+        settled.grids[id(tensor)] = (scale, zero - steps)
+        settled.shared.add(id(tensor))
+        if affine.offset:
+            settled.missing[id(tensor)] = affine.offset - steps * scale
+    else:
+        settled.grids[id(tensor)] = ranges[id(tensor)]
