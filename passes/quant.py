@@ -20,6 +20,7 @@ from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
 from onnxcomp.graph.int8_forms import FormWriter
+from onnxcomp.graph.integer_grids import unequal_concats
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
 from onnxcomp.graph.integer_writer import Written, write_plans
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -298,6 +299,10 @@ class _Quantization:
         plans = make_plans(self.model.graph, layers)
         roots = [root for plan in plans for root in plan.distinct_roots()]
         grids = {id(root): self.calibration.grid(root, method) for root in roots}
+        if barred := unequal_concats(plans, grids):
+            plans = make_plans(self.model.graph, layers, barred)
+            roots = [root for plan in plans for root in plan.distinct_roots()]
+            grids = {id(root): self.calibration.grid(root, method) for root in roots}
         return write_plans(self.model.graph, plans, grids, self.rounded)
 
     def _drop_unfused(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:

@@ -52,7 +52,7 @@ class IntegerPlan:
         gates: by ``id`` of such a tensor, the HardSigmoid or Sigmoid that computes it; its grid is 0, 1/255 … 1.
         rereads: by ``id`` of such a tensor, what it is of another one, whose integers may serve for it.
         limits: by ``id`` of such a tensor, the range beyond which its values make no difference.
-        fused: ``id`` of those tensors whose producer runs on integers: everybody reads them as such.
+        kernels: by ``id`` of those tensors whose producer runs on integers, that node: everybody reads integers.
         readers: ``id`` of the nodes that read integers.
     """
 
@@ -64,7 +64,7 @@ class IntegerPlan:
     gates: dict[int, gs.Node] = field(default_factory=dict)
     rereads: dict[int, ops.ScalarAffine] = field(default_factory=dict)
     limits: dict[int, tuple[float, float]] = field(default_factory=dict)
-    fused: set[int] = field(default_factory=set)
+    kernels: dict[int, gs.Node] = field(default_factory=dict)
     readers: set[int] = field(default_factory=set)
 
     def distinct_roots(self) -> list[gs.Tensor]:
@@ -124,15 +124,11 @@ def make_plans(
     return [make_plan(graph, held[id(graph)], barred) for graph in nested_graphs(root) if id(graph) in held]
 
 
-def make_plan(
-    graph: gs.Graph, layers: Iterable[WeightedLayer], barred: Container[int] = frozenset()
-) -> IntegerPlan:
+def make_plan(graph: gs.Graph, layers: Iterable[WeightedLayer], barred: Container[int] = frozenset()) -> IntegerPlan:
     """The plan for these layers, all suitable ones, of one graph: the main graph or a body."""
     outputs = output_ids(graph)
     order = {id(node): index for index, node in enumerate(graph.nodes)}
-    sites = [
-        Site(layer, layer.node.inputs[0], ops.behind_rectifier(layer.node, outputs, order)) for layer in layers
-    ]
+    sites = [Site(layer, layer.node.inputs[0], ops.behind_rectifier(layer.node, outputs, order)) for layer in layers]
     reach = _reachable(graph, sites, outputs, order, barred)
     needed = _needed(sites, reach)
     plan = IntegerPlan(graph, sites)
@@ -141,11 +137,11 @@ def make_plan(
     for tensor in plan.tensors:
         producer = reach.get(id(tensor))
         if producer is not None:
-            plan.fused.add(id(tensor))
+            plan.kernels[id(tensor)] = producer
             plan.readers.add(id(producer))
     for tensor in plan.tensors:
         plan.roots[id(tensor)] = tensor
-        if (producer := reach.get(id(tensor))) is not None:
+        if (producer := plan.kernels.get(id(tensor))) is not None:
             _note_producer(plan, tensor, producer, outputs)
     gates = {id(gate) for gate in plan.gates.values()}
     for tensor in plan.tensors:
@@ -163,10 +159,10 @@ def _note_producer(plan: IntegerPlan, tensor: gs.Tensor, producer: gs.Node, outp
         plan.roots[id(tensor)] = plan.roots[id(producer.inputs[0])]
     elif producer.outputs[0] is tensor and (affine := ops.scalar_affine(producer)) is not None:
         # An offset is met to half a level only; the biases of the layers that read it make up for the rest.
-        if not affine.offset:
-            plan.roots[id(tensor)] = plan.roots[id(affine.source)]
-        elif id(tensor) in outputs or not all(_corrects(plan, node, tensor) for node in tensor.outputs):
+        corrected = id(tensor) not in outputs and all(_corrects(plan, node, tensor) for node in tensor.outputs)
+        if affine.offset and not corrected:
             return
+        plan.roots[id(tensor)] = plan.roots[id(affine.source)]
         plan.rereads[id(tensor)] = affine
 
 

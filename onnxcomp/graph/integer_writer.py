@@ -77,7 +77,7 @@ def _write_activations(writer: QdqWriter, plan: IntegerPlan, settled: SettledGri
             writer.reread(tensor, plan.rereads[key].source, *grid)
         elif key in plan.gates and plan.gates[key].op == "HardSigmoid":
             writer.hard_sigmoid(plan.gates[key], *grid)
-        elif key in plan.fused:
+        elif key in plan.kernels:
             writer.result(tensor, *grid)
         else:
             writer.reading(tensor, *grid, plan.readers)
