@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from onnxcomp.codec import all_graphs
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
@@ -45,15 +44,6 @@ _MEASURED_SAMPLES = 32
 # Integer kernels that make the model this much slower are not worth it.
 _LEAST_SPEED = 0.95
 _METHODS: tuple[ranges.Method, ...] = ("mse", "percentile", "minmax")
-_QUANTIZED_OPS = {
-    "QuantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-}
 
 
 class Quant(Pass):
@@ -73,6 +63,9 @@ class Quant(Pass):
     Layers inside the bodies of If, Loop and Scan get these forms too; the values there are observed like all
     others. A layer in a branch that no calibration sample takes is stored. So are the weights of model-local
     functions, and once for all its readers a weight that several layers share.
+
+    Layers that are quantized already stay as they are, whoever quantized them and in whatever form. The others
+    of such a model are quantized, on the grids that activations have already.
 
     What happens besides:
 
@@ -114,10 +107,6 @@ class Quant(Pass):
     def run(self, model: Model, ctx: Context) -> None:
         layers = weighted_layers(model)
         self._check_names(layers)
-        if _is_quantized(model):
-            for layer in layers:
-                ctx.skip(layer, "the model is quantized already")
-            return
         if self.mode == "static":
             ctx.require_data()
         work = _Quantization(self, model, ctx, layers)
@@ -126,11 +115,13 @@ class Quant(Pass):
             ctx.skip(layer, reason)
         if division.empty:
             return
-        before = model.skeleton().size
+        state, before = model.checkpoint(), model.skeleton().size
         if division.static or division.dynamic or division.tables:
             self._raise_opset(model, ctx, division)
         work.write(division)
-        if model.skeleton().size >= before:
+        if all(decision.action == "skipped" for decision in ctx.decisions):
+            state.restore()
+        elif model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
 
     def _raise_opset(self, model: Model, ctx: Context, division: Division) -> None:
@@ -151,8 +142,6 @@ class Quant(Pass):
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
-        if _is_quantized(model):
-            return "nothing: the model is quantized already"
         layers = weighted_layers(model)
         reasons = [reason for layer in layers if (reason := unsuitable(layer))]
         return f"{len(layers) - len(reasons)} of {len(layers)} layers could run on integer kernels{because(reasons)}"
@@ -207,7 +196,7 @@ class _Quantization:
             (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
         ]
         assert self.data is not None
-        tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
+        tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
         limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
         return calibrate(self.model, self.data, tensors, channels, self.ctx.progress, limits)
 
@@ -362,16 +351,12 @@ class _Quantization:
         for plan in make_plans(self._restored().graph, layers):
             for site in plan.sites:
                 root = plan.roots[id(site.source)]
-                lost[site.layer.name] = 0.0 if id(root) in plan.gates else self.calibration.noise(root, method)
+                lost[site.layer.name] = 0.0 if plan.is_known(root) else self.calibration.noise(root, method)
         return sorted(layers, key=lambda layer: -lost[layer.name])[:_SUSPECTS]
 
     def _restored(self) -> Model:
         self.state.restore()
         return self.model
-
-
-def _is_quantized(model: Model) -> bool:
-    return any(node.op in _QUANTIZED_OPS for graph in all_graphs(model.graph) for node in graph.nodes)
 
 
 def _limited(written: Written) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.edit import output_ids
-from onnxcomp.graph.integer_ops import GATE_GRID, ScalarAffine
+from onnxcomp.graph.integer_ops import GATE_GRID, RECTIFIERS, ScalarAffine
 from onnxcomp.graph.integer_plan import IntegerPlan
 from onnxcomp.linalg.ranges import grid
 
@@ -54,11 +54,13 @@ def settle(plan: IntegerPlan, ranges: Mapping[int, Grid]) -> SettledGrids:
     wanted = dict(ranges)
     for tensor in plan.tensors:
         affine = plan.rereads.get(id(tensor))
-        if affine is not None and affine.offset and _has_own_range(plan, affine.source):
+        if affine is not None and affine.offset and _may_grow(plan, affine.source):
             wanted[id(affine.source)] = _with_level(wanted[id(affine.source)], -affine.offset / affine.slope)
     for tensor in plan.tensors:
         key = id(tensor)
-        if key in plan.gates:
+        if key in plan.given:
+            settled.grids[key] = plan.given[key].scale, plan.given[key].zero
+        elif key in plan.gates:
             settled.grids[key] = GATE_GRID
         elif key in plan.moves:
             settled.grids[key] = settled.grids[id(plan.moves[key])]
@@ -69,8 +71,10 @@ def settle(plan: IntegerPlan, ranges: Mapping[int, Grid]) -> SettledGrids:
     return settled
 
 
-def _has_own_range(plan: IntegerPlan, tensor: gs.Tensor) -> bool:
-    return id(tensor) not in plan.gates and plan.roots[id(tensor)] is tensor
+def _may_grow(plan: IntegerPlan, tensor: gs.Tensor) -> bool:
+    """Whether the tensor has a range of its own, which no rectifier limits: its kernel clips by the levels it has."""
+    own = plan.roots[id(tensor)] is tensor and not plan.is_known(tensor)
+    return own and not any(node.op in RECTIFIERS for node in tensor.inputs)
 
 
 def _with_level(current: Grid, value: float) -> Grid:

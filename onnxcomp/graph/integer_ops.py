@@ -22,6 +22,7 @@ __all__ = [
     "GATES",
     "GATE_GRID",
     "MOVES",
+    "RECTIFIERS",
     "ScalarAffine",
     "behind_rectifier",
     "has_integer_kernel",
@@ -58,7 +59,7 @@ COMBINES = {"Add", "Mul"}
 GATES = {"HardSigmoid", "Sigmoid"}
 GATE_GRID: Grid = (1.0 / 255, 0)
 # ONNX Runtime drops these before QuantizeLinear when no level lies outside their limits.
-_RECTIFIERS = {"Relu", "Clip"}
+RECTIFIERS = {"Relu", "Clip"}
 _STANDARD = (None, "", "ai.onnx")
 # Beyond it, Sigmoid is within half a level of 0 or 1.
 _SIGMOID_END = float(np.log(2 * 255 - 1))
@@ -131,7 +132,7 @@ def _has_axes(tensor: gs.Tensor) -> bool:
     producer = tensor.inputs[0]
     if producer.op in _HAVE_AXES:
         return True
-    passes_on = producer.op in COMPUTES or producer.op in _RECTIFIERS or producer.op in GATES
+    passes_on = producer.op in COMPUTES or producer.op in RECTIFIERS or producer.op in GATES
     return passes_on and any(_has_axes(item) for item in producer.inputs if not is_constant(item))
 
 
@@ -147,7 +148,7 @@ def behind_rectifier(node: gs.Node, outputs: set[int], members: Container[int]) 
     follower = sole_consumer(tensor, outputs)
     if follower is None or id(follower) not in members:
         return tensor
-    if follower.op not in _RECTIFIERS or follower.domain not in _STANDARD:
+    if follower.op not in RECTIFIERS or follower.domain not in _STANDARD:
         return tensor
     if follower.op == "Clip" and not _is_rectifying_clip(follower):
         return tensor

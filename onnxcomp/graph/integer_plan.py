@@ -19,6 +19,7 @@ from onnxcomp.graph import integer_ops as ops
 from onnxcomp.graph.bodies import graphs_of_nodes
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
+from onnxcomp.graph.given_grids import GivenGrid, given_grid, grid_beside, is_quantized_behind
 from onnxcomp.graph.layers import WeightedLayer
 
 __all__ = ["IntegerPlan", "Site", "make_plan", "make_plans", "unsuitable"]
@@ -49,6 +50,7 @@ class IntegerPlan:
         tensors: to be held as integers, in graph order.
         roots: by ``id`` of such a tensor, the one whose values tell its grid.
         moves: by ``id`` of such a tensor, the tensor that its producer takes over integers and grid from.
+        given: by ``id`` of such a tensor, the grid that it, or a rounded copy beside it, has in the model already.
         gates: by ``id`` of such a tensor, the HardSigmoid or Sigmoid that computes it; its grid is 0, 1/255 … 1.
         rereads: by ``id`` of such a tensor, what it is of another one, whose integers may serve for it.
         limits: by ``id`` of such a tensor, the range beyond which its values make no difference.
@@ -61,6 +63,7 @@ class IntegerPlan:
     tensors: list[gs.Tensor] = field(default_factory=list)
     roots: dict[int, gs.Tensor] = field(default_factory=dict)
     moves: dict[int, gs.Tensor] = field(default_factory=dict)
+    given: dict[int, GivenGrid] = field(default_factory=dict)
     gates: dict[int, gs.Node] = field(default_factory=dict)
     rereads: dict[int, ops.ScalarAffine] = field(default_factory=dict)
     limits: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -70,12 +73,17 @@ class IntegerPlan:
     def distinct_roots(self) -> list[gs.Tensor]:
         """The tensors whose values decide grids."""
         roots = {id(root): root for root in (self.roots[id(tensor)] for tensor in self.tensors)}
-        return [root for key, root in roots.items() if key not in self.gates]
+        return [root for root in roots.values() if not self.is_known(root)]
 
     def roots_around(self, site: Site) -> list[gs.Tensor]:
         """The tensors whose values decide the grids of what a layer reads and, of a convolution, gives."""
         held = [site.source, site.result] if site.layer.kind == "Conv" else [site.source]
-        return [root for tensor in held if id(root := self.roots[id(tensor)]) not in self.gates]
+        roots = [self.roots[id(tensor)] for tensor in held if id(tensor) in self.roots]
+        return [root for root in roots if not self.is_known(root)]
+
+    def is_known(self, root: gs.Tensor) -> bool:
+        """Whether the grid of a root depends on no values: that of a gate, or one that the model has already."""
+        return id(root) in self.gates or id(root) in self.given
 
 
 def unsuitable(layer: WeightedLayer) -> str:
@@ -130,7 +138,7 @@ def make_plan(graph: gs.Graph, layers: Iterable[WeightedLayer], barred: Containe
     order = {id(node): index for index, node in enumerate(graph.nodes)}
     sites = [Site(layer, layer.node.inputs[0], ops.behind_rectifier(layer.node, outputs, order)) for layer in layers]
     reach = _reachable(graph, sites, outputs, order, barred)
-    needed = _needed(sites, reach)
+    needed = _needed(sites, reach, outputs, order)
     plan = IntegerPlan(graph, sites)
     plan.readers = {id(site.layer.node) for site in sites}
     plan.tensors = sorted(needed, key=lambda tensor: _position(tensor, order))
@@ -143,6 +151,8 @@ def make_plan(graph: gs.Graph, layers: Iterable[WeightedLayer], barred: Containe
         plan.roots[id(tensor)] = tensor
         if (producer := plan.kernels.get(id(tensor))) is not None:
             _note_producer(plan, tensor, producer, outputs)
+        elif (given := grid_beside(tensor, order)) is not None:
+            plan.given[id(tensor)] = given
     gates = {id(gate) for gate in plan.gates.values()}
     for tensor in plan.tensors:
         if (limits := ops.limits(tensor, outputs, gates)) is not None:
@@ -152,7 +162,9 @@ def make_plan(graph: gs.Graph, layers: Iterable[WeightedLayer], barred: Containe
 
 def _note_producer(plan: IntegerPlan, tensor: gs.Tensor, producer: gs.Node, outputs: set[int]) -> None:
     """Where the grid of a result comes from."""
-    if producer.op in ops.GATES:
+    if (given := given_grid(tensor)) is not None:
+        plan.given[id(tensor)] = given
+    elif producer.op in ops.GATES:
         plan.gates[id(tensor)] = producer
     elif producer.op in ops.MOVES:
         plan.moves[id(tensor)] = producer.inputs[0]
@@ -160,7 +172,8 @@ def _note_producer(plan: IntegerPlan, tensor: gs.Tensor, producer: gs.Node, outp
     elif producer.outputs[0] is tensor and (affine := ops.scalar_affine(producer)) is not None:
         # An offset is met to half a level only; the biases of the layers that read it make up for the rest.
         corrected = id(tensor) not in outputs and all(_corrects(plan, node, tensor) for node in tensor.outputs)
-        if affine.offset and not corrected:
+        source = plan.given.get(id(affine.source))
+        if (affine.offset and not corrected) or (source is not None and source.signed):
             return
         plan.roots[id(tensor)] = plan.roots[id(affine.source)]
         plan.rereads[id(tensor)] = affine
@@ -183,6 +196,7 @@ def _reachable(
     rounding them would add noise: they are integers only on the way to another layer.
     """
     reach = {id(site.result): site.layer.node for site in sites}
+    reach.update((id(node.outputs[0]), node) for node in graph.nodes if node.outputs and given_grid(node.outputs[0]))
     exact = {id(site.result) for site in sites if site.layer.kind == "MatMul"}
     for node in graph.nodes:
         if id(node) in barred or not ops.has_integer_kernel(node):
@@ -202,10 +216,13 @@ def _reachable(
     return reach
 
 
-def _needed(sites: Collection[Site], reach: dict[int, gs.Node]) -> list[gs.Tensor]:
+def _needed(
+    sites: Collection[Site], reach: dict[int, gs.Node], outputs: set[int], order: Container[int]
+) -> list[gs.Tensor]:
     """Inputs of the layers, results of the convolutions, and what integer kernels between them read."""
     pending = [site.source for site in sites]
-    pending += [site.result for site in sites if site.layer.kind == "Conv"]
+    results = [site.result for site in sites if site.layer.kind == "Conv"]
+    pending += [result for result in results if not is_quantized_behind(result, outputs, order)]
     needed: dict[int, gs.Tensor] = {}
     while pending:
         tensor = pending.pop()

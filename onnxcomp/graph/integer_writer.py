@@ -73,7 +73,9 @@ def write_plans(
 def _write_activations(writer: QdqWriter, plan: IntegerPlan, settled: SettledGrids) -> None:
     for tensor in plan.tensors:
         key, grid = id(tensor), settled.grids[id(tensor)]
-        if key in settled.shared:
+        if key in plan.given:
+            writer.given(tensor, plan.given[key], plan.readers)
+        elif key in settled.shared:
             writer.reread(tensor, plan.rereads[key].source, *grid)
         elif key in plan.gates and plan.gates[key].op == "HardSigmoid":
             writer.hard_sigmoid(plan.gates[key], *grid)

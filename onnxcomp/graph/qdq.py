@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach
+from onnxcomp.graph.given_grids import GivenGrid
 from onnxcomp.graph.layers import WeightedLayer, layer_name
 from onnxcomp.linalg.int8 import Int8Weights
 from onnxcomp.linalg.ranges import grid
@@ -35,6 +36,7 @@ class QdqWriter:
         self._after: dict[int, list[gs.Node]] = defaultdict(list)
         self._first: list[gs.Node] = []
         self._codes: dict[int, gs.Tensor] = {}
+        self._moved: set[int] = set()
 
     def result(self, tensor: gs.Tensor, scale: float, zero_point: int) -> None:
         """Quantize what a node writes to ``tensor``: its readers, and the graph's, get the rounded values."""
@@ -48,16 +50,18 @@ class QdqWriter:
     def reading(self, tensor: gs.Tensor, scale: float, zero_point: int, readers: set[int]) -> None:
         """Quantize ``tensor`` for some of its readers (``id`` of nodes); the others see it as it is."""
         rounded = self._variable(tensor.name + "_rounded")
-        for node in list(tensor.outputs):
-            if id(node) in readers:
-                for index, item in enumerate(node.inputs):
-                    if item is tensor and self._reads_activation(node, index):
-                        node.inputs[index] = rounded
-        pair = self._pair(tensor, rounded, scale, zero_point)
-        if tensor.inputs and id(tensor.inputs[0]) in self._own:
-            self._after[id(tensor.inputs[0])] += pair
-        else:  # an input of the graph, or what a body reads of the graphs around it
-            self._first += pair
+        self._redirect(tensor, rounded, readers)
+        self._behind(tensor, self._pair(tensor, rounded, scale, zero_point))
+
+    def given(self, tensor: gs.Tensor, grid: GivenGrid, readers: set[int]) -> None:
+        """Let readers (``id`` of nodes) have ``tensor`` on the grid that it, or a copy beside it, has already."""
+        self._codes[id(tensor)] = grid.codes
+        rounded = grid.dequantize.outputs[0]
+        if rounded is not tensor:
+            self._redirect(tensor, rounded, readers)
+            pair = [grid.codes.inputs[0], grid.dequantize]
+            self._behind(tensor, pair)
+            self._moved.update(map(id, pair))
 
     def reread(self, tensor: gs.Tensor, source: gs.Tensor, scale: float, zero_point: int) -> None:
         """Let the integers of ``source``, which have been written, serve for ``tensor``; its node goes."""
@@ -127,8 +131,23 @@ class QdqWriter:
         """Put the new nodes where the graph's order wants them."""
         nodes = list(self._first)
         for node in self._graph.nodes:
-            nodes += [*self._before[id(node)], node, *self._after[id(node)]]
+            stays = [] if id(node) in self._moved else [node]
+            nodes += [*self._before[id(node)], *stays, *self._after[id(node)]]
         self._graph.nodes = nodes
+
+    def _redirect(self, tensor: gs.Tensor, rounded: gs.Tensor, readers: set[int]) -> None:
+        for node in list(tensor.outputs):
+            if id(node) in readers:
+                for index, item in enumerate(node.inputs):
+                    if item is tensor and self._reads_activation(node, index):
+                        node.inputs[index] = rounded
+
+    def _behind(self, tensor: gs.Tensor, nodes: list[gs.Node]) -> None:
+        """Let nodes follow what computes the tensor."""
+        if tensor.inputs and id(tensor.inputs[0]) in self._own:
+            self._after[id(tensor.inputs[0])] += nodes
+        else:  # an input of the graph, or what a body reads of the graphs around it
+            self._first += nodes
 
     def _reads_activation(self, node: gs.Node, index: int) -> bool:
         """Operators that take shapes or indices beside the activation read those as they are."""
