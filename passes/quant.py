@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from onnxcomp.codec import all_graphs
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
+from onnxcomp.graph.absorb import clip_hard_sigmoids
 from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
@@ -35,15 +35,6 @@ __all__ = ["Quant"]
 OPSET = 13  # DequantizeLinear with a scale for each channel
 # Integer kernels that make the model this much slower are not worth it.
 _LEAST_SPEED = 0.95
-_QUANTIZED_OPS = {
-    "QuantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-}
 
 
 class Quant(Pass):
@@ -63,6 +54,9 @@ class Quant(Pass):
     Layers inside the bodies of If, Loop and Scan get these forms too; the values there are observed like all
     others. A layer in a branch that no calibration sample takes is stored. So are the weights of model-local
     functions, and once for all its readers a weight that several layers share.
+
+    Layers that are quantized already stay as they are, whoever quantized them and in whatever form. The others
+    of such a model are quantized, on the grids that activations have already.
 
     What happens besides:
 
@@ -107,10 +101,6 @@ class Quant(Pass):
     def run(self, model: Model, ctx: Context) -> None:
         layers = weighted_layers(model)
         self._check_names(layers)
-        if _is_quantized(model):
-            for layer in layers:
-                ctx.skip(layer, "the model is quantized already")
-            return
         if self.mode == "static":
             ctx.require_data()
         work = _Quantization(self, model, ctx, layers)
@@ -119,11 +109,13 @@ class Quant(Pass):
             ctx.skip(layer, reason)
         if division.empty:
             return
-        before = model.skeleton().size
+        state, before = model.checkpoint(), model.skeleton().size
         if division.static or division.dynamic or division.tables:
             self._raise_opset(model, ctx, division)
         work.write(division)
-        if model.skeleton().size >= before:
+        if all(decision.action == "skipped" for decision in ctx.decisions):
+            state.restore()
+        elif model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
 
     def _raise_opset(self, model: Model, ctx: Context, division: Division) -> None:
@@ -140,11 +132,10 @@ class Quant(Pass):
                 ctx.skip(layer, str(error))
             return
         split_hard_swishes(model.graph)
+        clip_hard_sigmoids(model.graph, division.static)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
-        if _is_quantized(model):
-            return "nothing: the model is quantized already"
         layers = weighted_layers(model)
         reasons = [reason for layer in layers if (reason := unsuitable(layer))]
         return f"{len(layers) - len(reasons)} of {len(layers)} layers could run on integer kernels{because(reasons)}"
@@ -196,8 +187,9 @@ class _Quantization:
             (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
         ]
         assert self.data is not None
-        tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
-        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress)
+        tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
+        limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
+        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress, limits)
 
     def _leave_unseen(self, division: Division) -> None:
         """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
@@ -283,10 +275,6 @@ class _Quantization:
             else:
                 self.ctx.skip(layer, reason)
         writer.finish()
-
-
-def _is_quantized(model: Model) -> bool:
-    return any(node.op in _QUANTIZED_OPS for graph in all_graphs(model.graph) for node in graph.nodes)
 
 
 def _limited(written: Written) -> str:

@@ -316,7 +316,7 @@ def test_a_quantized_model_is_left_alone() -> None:
     quantize(model, data)
     once = model.serialize()
     decisions = quantize(model, data)
-    assert {d.reason for d in decisions.values()} == {"the model is quantized already"}
+    assert {d.reason for d in decisions.values()} == {"the weight is quantized already"}
     assert model.serialize() == once
 
 

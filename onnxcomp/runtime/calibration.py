@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,21 @@ __all__ = ["Calibration", "calibrate", "spread"]
 Array = np.ndarray[Any, Any]
 
 _COUNTED = 2**16  # values of a tensor that a batch adds to its histogram
+
+
+@dataclass(frozen=True)
+class _Limited:
+    """Lets an accumulator see values within limits."""
+
+    accumulator: Accumulator
+    low: float
+    high: float
+
+    def expect(self, updates: int) -> None:
+        self.accumulator.expect(updates)
+
+    def update(self, array: Array) -> None:
+        self.accumulator.update(np.clip(array, self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -76,10 +92,12 @@ def calibrate(
     tensors: Iterable[gs.Tensor],
     channels: Iterable[tuple[gs.Tensor, int]],
     progress: Progress = silent,
+    limits: Mapping[int, tuple[float, float]] | None = None,
 ) -> Calibration:
     """Observe histograms of ``tensors``, and means per channel of tensors that are given with their channel axis.
 
-    The tensors are those of the model's graph or of the body of an If, Loop or Scan.
+    The tensors are those of the model's graph or of the body of an If, Loop or Scan. ``limits`` gives, by ``id``
+    of a tensor, the range beyond which its values make no difference; the histogram counts them at its ends.
 
     Of large tensors a part of the values is counted in the histograms.
 
@@ -93,7 +111,8 @@ def calibrate(
     for tensor in tensors:
         known[id(tensor)] = tensor
         histograms[id(tensor)] = Histogram(most=_COUNTED)
-        wanted[id(tensor)] = [histograms[id(tensor)]]
+        low, high = (limits or {}).get(id(tensor), (-math.inf, math.inf))
+        wanted[id(tensor)] = [_Limited(histograms[id(tensor)], low, high)]
     for tensor, axis in channels:
         if id(tensor) not in means:
             known[id(tensor)] = tensor

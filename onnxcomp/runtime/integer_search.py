@@ -14,6 +14,7 @@ from onnxcomp.errors import PassError
 from onnxcomp.evaluate import Evaluator, metric_named
 from onnxcomp.graph.bodies import addresses
 from onnxcomp.graph.cost import cost
+from onnxcomp.graph.integer_grids import unequal_concats
 from onnxcomp.graph.integer_plan import IntegerPlan, make_plans
 from onnxcomp.graph.integer_writer import Written, write_plans
 from onnxcomp.graph.layers import WeightedLayer
@@ -88,7 +89,10 @@ class IntegerSearch:
     def build(self, layers: Sequence[WeightedLayer]) -> dict[str, Written]:
         """Quantize exactly these layers."""
         plans = self._plans(layers)
-        grids = {id(root): self._grid(root) for plan in plans for root in plan.distinct_roots()}
+        grids = self._grids_of(plans)
+        if barred := unequal_concats(plans, grids):
+            plans = make_plans(self.model.graph, layers, barred)
+            grids = self._grids_of(plans)
         return write_plans(self.model.graph, plans, grids, self.rounded)
 
     def sqnr(self, layers: Sequence[WeightedLayer]) -> float:
@@ -170,6 +174,9 @@ class IntegerSearch:
 
     def _uniform(self, roots: Sequence[gs.Tensor], method: ranges.Method) -> Grids:
         return {id(root): self.calibration.grid(root, method) for root in roots}
+
+    def _grids_of(self, plans: Sequence[IntegerPlan]) -> Grids:
+        return {id(root): self._grid(root) for plan in plans for root in plan.distinct_roots()}
 
     def _grid(self, root: gs.Tensor) -> ranges.Grid:
         return self.grids.get(id(root)) or self.calibration.grid(root, _METHODS[0])
@@ -262,7 +269,7 @@ class IntegerSearch:
         for plan in self._plans(layers):
             for site in plan.sites:
                 root = plan.roots[id(site.source)]
-                lost[site.layer.name] = 0.0 if id(root) in plan.gates else self._lost(root)
+                lost[site.layer.name] = 0.0 if plan.is_known(root) else self._lost(root)
         return sorted(layers, key=lambda layer: -lost[layer.name])[:_SUSPECTS]
 
     def _lost(self, root: gs.Tensor) -> float:
