@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import onnx_graphsurgeon as gs
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import Names, output_ids
-from onnxcomp.graph.integer_plan import COMBINES, GATE_LEVELS, IntegerPlan, Site
+from onnxcomp.graph.integer_grids import SettledGrids, settle
+from onnxcomp.graph.integer_ops import COMBINES
+from onnxcomp.graph.integer_plan import IntegerPlan, Site
 from onnxcomp.graph.qdq import QdqWriter
 from onnxcomp.graph.rounding import RoundedLayer
 from onnxcomp.linalg.int8 import least_scales, quantize_bias, with_least_scales
@@ -57,22 +59,27 @@ def write_plans(
     names, outputs = Names(root), output_ids(root)
     written = {}
     for plan in plans:
-        writer = QdqWriter(plan.graph, names)
+        writer, settled = QdqWriter(plan.graph, names), settle(plan, grids)
         for site in plan.sites:
-            scale = _grid_of(site.source, plan, grids)[0]
-            written[site.layer.name] = _write_site(writer, site, scale, rounded[site.layer.name], outputs)
-        _write_activations(writer, plan, grids)
+            layer = _with_missing(rounded[site.layer.name], settled.missing.get(id(site.source), 0.0))
+            scale = settled.grids[id(site.source)][0]
+            written[site.layer.name] = _write_site(writer, site, scale, layer, outputs)
+        _write_activations(writer, plan, settled)
         writer.finish()
     root.cleanup()
     return written
 
 
-def _write_activations(writer: QdqWriter, plan: IntegerPlan, grids: Mapping[int, Grid]) -> None:
+def _write_activations(writer: QdqWriter, plan: IntegerPlan, settled: SettledGrids) -> None:
     for tensor in plan.tensors:
-        grid = _grid_of(tensor, plan, grids)
-        if id(tensor) in plan.gates:
-            writer.gate(plan.gates[id(tensor)])
-        elif id(tensor) in plan.fused:
+        key, grid = id(tensor), settled.grids[id(tensor)]
+        if key in plan.given:
+            writer.given(tensor, plan.given[key], plan.readers)
+        elif key in settled.shared:
+            writer.reread(tensor, plan.rereads[key].source, *grid)
+        elif key in plan.gates and plan.gates[key].op == "HardSigmoid":
+            writer.hard_sigmoid(plan.gates[key], *grid)
+        elif key in plan.kernels:
             writer.result(tensor, *grid)
         else:
             writer.reading(tensor, *grid, plan.readers)
@@ -83,9 +90,12 @@ def _write_activations(writer: QdqWriter, plan: IntegerPlan, grids: Mapping[int,
                     writer.operand(node, index)
 
 
-def _grid_of(tensor: gs.Tensor, plan: IntegerPlan, grids: Mapping[int, Grid]) -> Grid:
-    root = plan.roots[id(tensor)]
-    return (1.0 / GATE_LEVELS, 0) if id(root) in plan.gates else grids[id(root)]
+def _with_missing(rounded: RoundedLayer, missing: float) -> RoundedLayer:
+    """The layer for an activation that lacks a constant, which padding is left out of account for."""
+    if not missing:
+        return rounded
+    sums = rounded.weights.codes.sum(axis=1, dtype=np.int64) * rounded.weights.scales.astype(np.float64)
+    return replace(rounded, shift=rounded.shift + missing * sums)
 
 
 def _write_site(writer: QdqWriter, site: Site, scale: float, rounded: RoundedLayer, outputs: set[int]) -> Written:

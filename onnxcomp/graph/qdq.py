@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach
-from onnxcomp.graph.integer_plan import GATE_LEVELS
+from onnxcomp.graph.given_grids import GivenGrid
 from onnxcomp.graph.layers import WeightedLayer, layer_name
 from onnxcomp.linalg.int8 import Int8Weights
 from onnxcomp.linalg.ranges import grid
@@ -35,6 +35,8 @@ class QdqWriter:
         self._before: dict[int, list[gs.Node]] = defaultdict(list)
         self._after: dict[int, list[gs.Node]] = defaultdict(list)
         self._first: list[gs.Node] = []
+        self._codes: dict[int, gs.Tensor] = {}
+        self._moved: set[int] = set()
 
     def result(self, tensor: gs.Tensor, scale: float, zero_point: int) -> None:
         """Quantize what a node writes to ``tensor``: its readers, and the graph's, get the rounded values."""
@@ -48,28 +50,46 @@ class QdqWriter:
     def reading(self, tensor: gs.Tensor, scale: float, zero_point: int, readers: set[int]) -> None:
         """Quantize ``tensor`` for some of its readers (``id`` of nodes); the others see it as it is."""
         rounded = self._variable(tensor.name + "_rounded")
-        for node in list(tensor.outputs):
-            if id(node) in readers:
-                for index, item in enumerate(node.inputs):
-                    if item is tensor and self._reads_activation(node, index):
-                        node.inputs[index] = rounded
-        pair = self._pair(tensor, rounded, scale, zero_point)
-        if tensor.inputs and id(tensor.inputs[0]) in self._own:
-            self._after[id(tensor.inputs[0])] += pair
-        else:  # an input of the graph, or what a body reads of the graphs around it
-            self._first += pair
+        self._redirect(tensor, rounded, readers)
+        self._behind(tensor, self._pair(tensor, rounded, scale, zero_point))
 
-    def gate(self, node: gs.Node) -> None:
-        """Replace a HardSigmoid: clip(a · x + b, 0, 1) is what reading x on another grid of 0 … 255 gives."""
+    def given(self, tensor: gs.Tensor, grid: GivenGrid, readers: set[int]) -> None:
+        """Let readers (``id`` of nodes) have ``tensor`` on the grid that it, or a copy beside it, has already."""
+        self._codes[id(tensor)] = grid.codes
+        rounded = grid.dequantize.outputs[0]
+        if rounded is not tensor:
+            self._redirect(tensor, rounded, readers)
+            pair = [grid.codes.inputs[0], grid.dequantize]
+            self._behind(tensor, pair)
+            self._moved.update(map(id, pair))
+
+    def reread(self, tensor: gs.Tensor, source: gs.Tensor, scale: float, zero_point: int) -> None:
+        """Let the integers of ``source``, which have been written, serve for ``tensor``; its node goes."""
+        node = tensor.inputs[0]
+        detach(node)
+        codes = self._codes[id(tensor)] = self._codes[id(source)]
+        inputs = [codes, *self._grid(scale, zero_point)]
+        self._after[id(node)].append(self._node("DequantizeLinear", inputs, tensor))
+
+    def hard_sigmoid(self, node: gs.Node, scale: float, zero_point: int) -> None:
+        """Replace a HardSigmoid: clip(a · x + b, 0, 1) is what adding b / a and rounding to 0 … 1 / a gives.
+
+        An addition is the fastest integer kernel there is, several times as fast as converting and rounding.
+        """
         source, target = node.inputs[0], node.outputs[0]
         slope, offset = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
         detach(node)
+        add = gs.Node("Add", str(node.name), inputs=[source, gs.Constant("", np.array(offset / slope, np.float32))])
+        raw = self._variable(target.name + "_float")
+        add.outputs.append(raw)
+        self.operand(add, 1)
         codes = gs.Variable(self._names.new(target.name + "_uint8"), np.dtype(np.uint8), _shape(target))
-        reading = self._grid(1.0 / (GATE_LEVELS * slope), int(np.rint(GATE_LEVELS * offset)))
-        meaning = self._grid(1.0 / GATE_LEVELS, 0)
+        self._codes[id(target)] = codes
         self._after[id(node)] += [
-            self._node("QuantizeLinear", [source, *reading], codes),
-            self._node("DequantizeLinear", [codes, *meaning], target),
+            *self._before.pop(id(add)),
+            add,
+            self._node("QuantizeLinear", [raw, *self._grid(scale / slope, zero_point)], codes),
+            self._node("DequantizeLinear", [codes, *self._grid(scale, zero_point)], target),
         ]
 
     def operand(self, node: gs.Node, index: int) -> None:
@@ -77,7 +97,7 @@ class QdqWriter:
         value = np.asarray(value_of(node.inputs[index]), np.float32)
         scale, zero_point = grid(float(value.min(initial=0)), float(value.max(initial=0)))
         codes = np.clip(np.rint(value / np.float32(scale)) + zero_point, 0, 255).astype(np.uint8)
-        constant = gs.Constant(self._names.new(node.inputs[index].name + "_uint8"), codes)
+        constant = gs.Constant(self._names.new((node.inputs[index].name or "constant") + "_uint8"), np.asarray(codes))
         real = self._variable(constant.name + "_float")
         node.inputs[index] = real
         inputs = [constant, *self._grid(scale, zero_point)]
@@ -111,8 +131,23 @@ class QdqWriter:
         """Put the new nodes where the graph's order wants them."""
         nodes = list(self._first)
         for node in self._graph.nodes:
-            nodes += [*self._before[id(node)], node, *self._after[id(node)]]
+            stays = [] if id(node) in self._moved else [node]
+            nodes += [*self._before[id(node)], *stays, *self._after[id(node)]]
         self._graph.nodes = nodes
+
+    def _redirect(self, tensor: gs.Tensor, rounded: gs.Tensor, readers: set[int]) -> None:
+        for node in list(tensor.outputs):
+            if id(node) in readers:
+                for index, item in enumerate(node.inputs):
+                    if item is tensor and self._reads_activation(node, index):
+                        node.inputs[index] = rounded
+
+    def _behind(self, tensor: gs.Tensor, nodes: list[gs.Node]) -> None:
+        """Let nodes follow what computes the tensor."""
+        if tensor.inputs and id(tensor.inputs[0]) in self._own:
+            self._after[id(tensor.inputs[0])] += nodes
+        else:  # an input of the graph, or what a body reads of the graphs around it
+            self._first += nodes
 
     def _reads_activation(self, node: gs.Node, index: int) -> bool:
         """Operators that take shapes or indices beside the activation read those as they are."""
@@ -121,6 +156,7 @@ class QdqWriter:
     def _pair(self, source: gs.Tensor, target: gs.Tensor, scale: float, zero_point: int) -> list[gs.Node]:
         step, zero = self._grid(scale, zero_point)
         codes = gs.Variable(self._names.new(target.name + "_uint8"), np.dtype(np.uint8), _shape(target))
+        self._codes[id(target)] = codes
         return [
             self._node("QuantizeLinear", [source, step, zero], codes),
             self._node("DequantizeLinear", [codes, step, zero], target),
