@@ -25,6 +25,7 @@ from onnxcomp.graph.integer_writer import write_plans
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.products import merge_biases
 from onnxcomp.graph.rounding import round_to_nearest
+from onnxcomp.linalg.rounding import Precision
 from onnxcomp.model import Model
 from onnxcomp.runtime import session
 from onnxcomp.runtime.calibration import calibrate
@@ -379,7 +380,7 @@ def place(model: Model, data: Dataset) -> int:
     limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
     found = calibrate(model, data, tensors, [], limits=limits)
     grids = {id(root): found.grid(root, "minmax") for plan in plans for root in plan.distinct_roots()}
-    write_plans(model.graph, plans, grids, round_to_nearest(layers, {}, False))
+    write_plans(model.graph, plans, grids, {layer.name: round_to_nearest(layer, Precision()) for layer in layers})
     return len(layers)
 
 

@@ -6,12 +6,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.codec import all_graphs, nested_graphs
-from onnxcomp.graph.constants import is_constant, shape_of, value_of
+from onnxcomp.graph.constants import is_constant, shape_of
 from onnxcomp.graph.layers import layer_name, weighted_layers
+from onnxcomp.graph.stored import (
+    dtype_name,
+    integers_behind,
+    is_restoring,
+    is_small_integer,
+    producer_of,
+    restored_shape,
+)
 from onnxcomp.model import Model
 
 __all__ = ["Cost", "LayerCost", "cost", "parameters"]
@@ -140,7 +147,6 @@ _INTEGER_WEIGHTS = {
 }
 # Inputs that are weights where they are integers of a byte at most: stored ones are cast at load, tables are looked up.
 _SMALL_WEIGHTS = {"Cast": 0, "Gather": 0}
-_SMALL = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 # Inputs that are floating-point and no weights: scales, and the sizes of Resize.
 _NO_WEIGHTS = {
     "QuantizeLinear": (1, 2),
@@ -178,30 +184,33 @@ def _weight_size(node: gs.Node, index: int) -> int:
     if node.op == "MatMulNBits" and index == 1:  # packed: several elements a byte
         rows, columns = node.attrs.get("N"), node.attrs.get("K")
         return rows * columns if isinstance(rows, int) and isinstance(columns, int) else 0
-    small = _SMALL_WEIGHTS.get(node.op) == index and _dtype_name(tensor) in _SMALL
-    if not (small or index in _INTEGER_WEIGHTS.get(node.op, ()) or "float" in _dtype_name(tensor)):
-        return 0
-    if node.op == "Mul" and any(_restores(other) for other in node.inputs if other is not tensor):
-        return 0
     shape = shape_of(tensor) or ()
+    if is_restoring(node):
+        end = _restored(node)
+        if integers_behind(end) is not tensor:  # a scale, or a factor
+            return 0
+        shape = restored_shape(end) or shape
+    else:
+        small = _SMALL_WEIGHTS.get(node.op) == index and is_small_integer(tensor)
+        if not (small or index in _INTEGER_WEIGHTS.get(node.op, ()) or "float" in dtype_name(tensor)):
+            return 0
+        if node.op == "Mul" and any(_is_scale(other) for other in node.inputs if other is not tensor):
+            return 0
     return math.prod(int(dim) for dim in shape if dim is not None) if shape else 0
 
 
-def _restores(tensor: gs.Tensor) -> bool:
-    """Whether it is made of integers, or is their scale: what it is multiplied by is a scale too."""
-    if len(tensor.inputs) != 1:
-        return False
-    producer = tensor.inputs[0]
-    if producer.op == "DynamicQuantizeLinear":
-        return tensor is producer.outputs[1]
-    return producer.op == "Cast" and bool(_weight_size(producer, 0))
+def _restored(node: gs.Node) -> gs.Tensor:
+    """What the node and those behind it restore."""
+    while (readers := node.outputs[0].outputs) and is_restoring(readers[0]):
+        node = readers[0]
+    tensor: gs.Tensor = node.outputs[0]
+    return tensor
 
 
-def _dtype_name(tensor: gs.Tensor) -> str:
-    dtype = tensor.dtype if isinstance(tensor, gs.Constant) else getattr(value_of(tensor), "dtype", None)
-    if isinstance(dtype, int):  # types that NumPy lacks are ONNX's numbers
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
-    return str(dtype)
+def _is_scale(tensor: gs.Tensor) -> bool:
+    """Whether it is the scale of an activation that is quantized in every run: what it is multiplied by is one too."""
+    producer = producer_of(tensor)
+    return producer is not None and producer.op == "DynamicQuantizeLinear" and tensor is producer.outputs[1]
 
 
 def _reader(node: gs.Node) -> gs.Node:
@@ -212,11 +221,9 @@ def _reader(node: gs.Node) -> gs.Node:
 
 
 def _dequantizes(node: gs.Node) -> bool:
-    if node.op == "Cast":
-        return bool(_weight_size(node, 0))
     if node.op == "Mul":
-        return any(map(_restores, node.inputs))
-    return node.op in ("DequantizeLinear", "QuantizeLinear")
+        return is_restoring(node) or any(map(_is_scale, node.inputs))
+    return node.op in ("DequantizeLinear", "QuantizeLinear") or is_restoring(node)
 
 
 @dataclass(frozen=True)

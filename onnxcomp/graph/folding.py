@@ -19,7 +19,7 @@ from onnxcomp.codec.origins import attributes_aside
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import detach, output_ids
 from onnxcomp.graph.inferred import TensorType, tensor_type
-from onnxcomp.graph.layers import casts_stored_weight
+from onnxcomp.graph.stored import is_restoring
 from onnxcomp.runtime.trial import Trial
 
 __all__ = ["evaluate_constants", "fold_static_shapes", "lift_constants"]
@@ -169,7 +169,7 @@ def _slice(positions: Array, node: gs.Node, parameters: list[Array | None]) -> A
 def _foldable(node: gs.Node, outputs: set[int]) -> bool:
     if node.domain not in (None, "", "ai.onnx") or node.op in _NOT_FOLDED or not node.outputs:
         return False
-    if casts_stored_weight(node):
+    if is_restoring(node):
         return False
     if any(isinstance(value, (gs.Graph, gs.Node.AttributeRef)) for value in node.attrs.values()):
         return False

@@ -1,4 +1,4 @@
-"""Layers rewritten to 8-bit weights without Q/DQ pairs: quantized at run time, restored at load, or looked up."""
+"""Layers rewritten to weights of few bits without Q/DQ pairs: quantized at run time, restored at load, or looked up."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from onnxcomp.codec import all_graphs
 from onnxcomp.graph.bodies import common_graph, graphs_of_nodes
 from onnxcomp.graph.edit import Names, detach, output_ids, replace_uses
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.linalg.int8 import Int8Weights, quantize_weights
+from onnxcomp.graph.packed import Restorer
+from onnxcomp.graph.rows import RowLayout
+from onnxcomp.linalg.int8 import quantize_weights
+from onnxcomp.linalg.weights import QuantizedWeights
 
-__all__ = ["FormWriter", "is_table", "obstacle_to_storing", "stored_rows"]
+__all__ = ["FormWriter", "is_table", "obstacle_to_storing", "opset_of"]
 
 Array = np.ndarray[Any, Any]
 _STORED_OPSET = 7  # since then Mul broadcasts as NumPy does
@@ -30,8 +33,9 @@ class FormWriter:
         self._graph_of = graphs_of_nodes(graph)
         self._dynamic: dict[tuple[int, int], _Codes] = {}
         self._replaced: dict[int, list[gs.Node]] = {}
+        self._restorers: dict[int, Restorer] = {}
 
-    def dynamic(self, layer: WeightedLayer, weights: Int8Weights, bias: Array | None) -> str:
+    def dynamic(self, layer: WeightedLayer, weights: QuantizedWeights, bias: Array | None) -> str:
         """MatMul or Gemm as y = scale · (DynamicQuantizeLinear(x) · codes) + bias; returns the codes' name.
 
         The range of x is found in every run. Layers of one x share it. ONNX Runtime fuses this to
@@ -40,8 +44,10 @@ class FormWriter:
         node, result = layer.node, layer.node.outputs[0]
         nodes: list[gs.Node] = []
         codes, scale, zero = self._quantized_input(node, nodes)
-        name = self._names.new(layer.weight.name + "_int8")
-        matrix = gs.Constant(name, np.ascontiguousarray(weights.codes.T))
+        layout = RowLayout(weights.codes.shape[::-1], (1,))
+        restorer = self._restorer(self._graph_of[id(node)], int(self._graph.opset))
+        matrix, restoring = restorer.integers(weights, layout, layer.weight.name)
+        nodes += restoring
         steps = gs.Constant(self._names.new(layer.weight.name + "_scales"), weights.scales)
         detach(node)
         product, real, factor = (self._variable(result.name + suffix) for suffix in ("_int32", "_sum", "_scale"))
@@ -53,28 +59,29 @@ class FormWriter:
             self._node("Mul", [real, factor], last),
         ]
         if bias is not None:
-            offset = gs.Constant(self._names.new(name + "_bias"), bias.astype(np.float32))
+            offset = gs.Constant(self._names.new(matrix.name + "_bias"), bias.astype(np.float32))
             nodes.append(self._node("Add", [last, offset], result))
         self._replaced[id(node)] = nodes
-        return name
+        return str(matrix.name)
 
-    def stored(self, layer: WeightedLayer) -> None:
-        """The weight as Cast(codes) · scales, for all its readers, in the innermost graph around them.
+    def stored(self, layer: WeightedLayer, weights: QuantizedWeights) -> None:
+        """The weight in codes that are restored at load, for all its readers, in the innermost graph around them."""
+        restorer, first = self._place(layer)
+        self._restore(layer, first, *restorer.floats(weights, RowLayout.of(layer), layer.weight.name))
 
-        ONNX Runtime computes that once, at load; DequantizeLinear it would compute in every run.
-        """
-        codes, scales = stored_rows(layer)
-        source = layer.weight
-        stored = gs.Constant(self._names.new(source.name + "_int8"), codes)
-        steps = gs.Constant(self._names.new(source.name + "_scales"), scales)
-        real, restored = (self._variable(source.name + suffix) for suffix in ("_codes", "_restored"))
-        nodes = [
-            self._node("Cast", [stored], real, to=onnx.TensorProto.FLOAT),
-            self._node("Mul", [real, steps], restored),
-        ]
-        first = _first_reader(self._graph, source)
-        assert first is not None
-        replace_uses(source, restored)
+    def halved(self, layer: WeightedLayer) -> None:
+        """The weight in float16, in the same way."""
+        restorer, first = self._place(layer)
+        self._restore(layer, first, *restorer.halves(layer.array(), layer.weight.name))
+
+    def _place(self, layer: WeightedLayer) -> tuple[Restorer, gs.Node]:
+        found = _first_reader(self._graph, layer.weight)
+        assert found is not None
+        root, graph, first = found
+        return self._restorer(graph, int(root.opset)), first
+
+    def _restore(self, layer: WeightedLayer, first: gs.Node, restored: gs.Tensor, nodes: list[gs.Node]) -> None:
+        replace_uses(layer.weight, restored)
         self._replaced.setdefault(id(first), [first])[:0] = nodes
 
     def table(self, layer: WeightedLayer) -> None:
@@ -106,6 +113,12 @@ class FormWriter:
             nodes.append(gs.Node("DynamicQuantizeLinear", name, inputs=[source], outputs=[codes, scale, zero]))
         return self._dynamic[key]
 
+    def _restorer(self, graph: gs.Graph, opset: int) -> Restorer:
+        """That of this graph: its constants stay in it."""
+        if id(graph) not in self._restorers:
+            self._restorers[id(graph)] = Restorer(self._names, opset)
+        return self._restorers[id(graph)]
+
     def _node(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, name: str = "", **attrs: Any) -> gs.Node:
         return gs.Node(op, name or self._names.new(f"{output.name}_{op}"), attrs, inputs=inputs, outputs=[output])
 
@@ -133,30 +146,19 @@ def obstacle_to_storing(graph: gs.Graph, layer: WeightedLayer) -> str:
     return "" if _first_reader(graph, layer.weight) is not None else "its readers stand in no common graph"
 
 
-def _first_reader(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
-    """In the innermost graph around all readers, the first node that is one or holds one."""
+def opset_of(graph: gs.Graph, layer: WeightedLayer) -> int:
+    """The operator set that the nodes which restore a layer's weight have: that of the model, or of a function."""
+    found = _first_reader(graph, layer.weight)
+    return int((graph if found is None else found[0]).opset or 0)
+
+
+def _first_reader(graph: gs.Graph, tensor: gs.Tensor) -> tuple[gs.Graph, gs.Graph, gs.Node] | None:
+    """The model or function, the innermost graph in it around all readers, and its first node that is or holds one."""
     readers = {id(node) for node in tensor.outputs}
     for root in (graph, *graph.functions):
         if (place := common_graph(root, readers)) is not None:
-            return place[1]
+            return root, *place
     return None
-
-
-def stored_rows(layer: WeightedLayer) -> tuple[Array, Array]:
-    """Codes of the weight's shape, and scales that broadcast over it.
-
-    One scale for each output channel where the layout is known, else for each row of the last axis.
-    """
-    array = np.asarray(layer.array(), np.float64)
-    kept = list(range(array.ndim - 1)) if layer.kind == "other" else [layer.out_axis]
-    rest = [axis for axis in range(array.ndim) if axis not in kept]
-    order = [*kept, *rest]
-    moved = array.transpose(order)
-    shape = [array.shape[axis] for axis in kept]
-    weights = quantize_weights(moved.reshape(int(np.prod(shape)), -1))
-    codes = weights.codes.reshape(moved.shape).transpose(np.argsort(order))
-    scales = weights.scales.reshape([size if axis in kept else 1 for axis, size in enumerate(array.shape)])
-    return np.ascontiguousarray(codes), scales
 
 
 def is_table(layer: WeightedLayer) -> bool:

@@ -59,7 +59,7 @@ def write_plans(
     names, outputs = Names(root), output_ids(root)
     written = {}
     for plan in plans:
-        writer, settled = QdqWriter(plan.graph, names), settle(plan, grids)
+        writer, settled = QdqWriter(plan.graph, names, int(root.opset)), settle(plan, grids)
         for site in plan.sites:
             layer = _with_missing(rounded[site.layer.name], settled.missing.get(id(site.source), 0.0))
             scale = settled.grids[id(site.source)][0]
@@ -94,8 +94,7 @@ def _with_missing(rounded: RoundedLayer, missing: float) -> RoundedLayer:
     """The layer for an activation that lacks a constant, which padding is left out of account for."""
     if not missing:
         return rounded
-    sums = rounded.weights.codes.sum(axis=1, dtype=np.int64) * rounded.weights.scales.astype(np.float64)
-    return replace(rounded, shift=rounded.shift + missing * sums)
+    return replace(rounded, shift=rounded.shift + missing * rounded.weights.restored.sum(axis=1))
 
 
 def _write_site(writer: QdqWriter, site: Site, scale: float, rounded: RoundedLayer, outputs: set[int]) -> Written:

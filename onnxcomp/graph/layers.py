@@ -6,15 +6,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.codec.origins import nested_graphs
 from onnxcomp.graph.constants import assign, is_constant, shape_of, value_of
 from onnxcomp.graph.edit import output_ids
+from onnxcomp.graph.stored import (
+    STANDARD,
+    dtype_name,
+    integers_behind,
+    is_restoring,
+    is_small_integer,
+    restored_shape,
+)
 from onnxcomp.model import Model
 
-__all__ = ["WeightedLayer", "casts_stored_weight", "layer_name", "weighted_layers"]
+__all__ = ["WeightedLayer", "layer_name", "weighted_layers"]
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "other"]
@@ -38,7 +45,6 @@ _INTEGER_WEIGHTS = {
     "MatMulNBits": 1,
     "QAttention": 1,
 }
-_STANDARD = (None, "", "ai.onnx")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +93,13 @@ class WeightedLayer:
     def weight(self) -> gs.Tensor:
         """The constant that holds the weight: the integers of a quantized one."""
         tensor = self.node.inputs[self.weight_index]
-        return _integers_behind(tensor) or tensor
+        return integers_behind(tensor) or tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight array."""
-        return tuple(int(dim) for dim in shape_of(self.weight) or ())  # type: ignore[arg-type]
+        """Shape of the weight array, and not of the bytes that the codes of a quantized one may be packed into."""
+        known = restored_shape(self.node.inputs[self.weight_index]) if self.quantized else None
+        return known or tuple(int(dim) for dim in shape_of(self.weight) or ())  # type: ignore[arg-type]
 
     @property
     def bias(self) -> gs.Tensor | None:
@@ -170,7 +177,7 @@ def layer_name(node: gs.Node) -> str:
 
 
 def _layer(node: gs.Node, nested: bool, function: str, outputs: set[int]) -> WeightedLayer | None:
-    if node.op in ("Constant", "DequantizeLinear", "QuantizeLinear"):
+    if node.op in ("Constant", "DequantizeLinear", "QuantizeLinear") or is_restoring(node):
         return None
     found = _find_weight(node)
     if found is None:
@@ -178,7 +185,7 @@ def _layer(node: gs.Node, nested: bool, function: str, outputs: set[int]) -> Wei
     index, quantized = found
     kind, out_axis, in_axis, groups = _layout(node, index)
     tensor = node.inputs[index]
-    weight = _integers_behind(tensor) or tensor
+    weight = integers_behind(tensor) or tensor
     return WeightedLayer(
         name=f"{function}/{layer_name(node)}" if function else layer_name(node),
         node=node,
@@ -199,12 +206,12 @@ def _find_weight(node: gs.Node) -> tuple[int, bool] | None:
     best: tuple[int, bool] | None = None
     best_size = MIN_WEIGHTS - 1
     for index, tensor in enumerate(node.inputs):
-        source = _integers_behind(tensor)
+        source = integers_behind(tensor)
         quantized = source is not None or _computes_with_integers(node, index)
         source = source or tensor
         if not is_constant(source) or not (quantized or _is_float(source)):
             continue
-        shape = shape_of(source) or ()
+        shape = _shape(tensor)
         size = int(np.prod([dim for dim in shape if isinstance(dim, int)], dtype=np.int64))
         is_matrix = node.op in _MATRIX_OPS or len([dim for dim in shape if dim != 1]) >= 2
         if is_matrix and len(shape) >= 2 and size > best_size:
@@ -212,40 +219,10 @@ def _find_weight(node: gs.Node) -> tuple[int, bool] | None:
     return best
 
 
-def _integers_behind(tensor: gs.Tensor) -> gs.Tensor | None:
-    """The constant that DequantizeLinear, or Cast and Mul by a constant, make this tensor of."""
-    producer = _producer(tensor)
-    if producer is None:
-        return None
-    if producer.op == "DequantizeLinear":
-        source: gs.Tensor = producer.inputs[0]
-        return source if is_constant(source) else None
-    if producer.op != "Mul" or len(producer.inputs) != 2 or sum(map(is_constant, producer.inputs)) != 1:
-        return None
-    cast = _producer(next(item for item in producer.inputs if not is_constant(item)))
-    if cast is None or cast.op != "Cast" or not is_constant(cast.inputs[0]):
-        return None
-    source = cast.inputs[0]
-    return source if _is_small_integer(source) else None
-
-
-def _producer(tensor: gs.Tensor) -> gs.Node | None:
-    """The standard operator that computes a tensor of something."""
-    node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-    return node if node is not None and node.domain in _STANDARD and node.inputs else None
-
-
-def casts_stored_weight(node: gs.Node) -> bool:
-    """Whether the node is the Cast of a weight that Cast and Mul restore from small integers."""
-    if node.op != "Cast" or not node.outputs or not node.outputs[0].outputs:
-        return False
-    return all(_integers_behind(item) is not None for reader in node.outputs[0].outputs for item in reader.outputs)
-
-
 def _computes_with_integers(node: gs.Node, index: int) -> bool:
     """Whether the node multiplies with this input as integers, or looks up rows of integers to be dequantized."""
-    tensor = node.inputs[index]
-    if not is_constant(tensor) or not _is_small_integer(tensor):
+    tensor = integers_behind(node.inputs[index]) or node.inputs[index]
+    if not is_constant(tensor) or not is_small_integer(tensor):
         return False
     if node.op == "Gather":
         readers = {reader.op for item in node.outputs for reader in item.outputs}
@@ -253,32 +230,27 @@ def _computes_with_integers(node: gs.Node, index: int) -> bool:
     return _INTEGER_WEIGHTS.get(node.op) == index
 
 
+def _shape(tensor: gs.Tensor) -> tuple[int | str | None, ...]:
+    """Of a constant, or of what is restored from one."""
+    source = integers_behind(tensor)
+    return (source is not None and restored_shape(tensor)) or shape_of(source or tensor) or ()
+
+
 def _is_float(tensor: gs.Tensor) -> bool:
-    return _dtype_name(tensor) in ("float16", "float32", "float64", "bfloat16")
-
-
-def _is_small_integer(tensor: gs.Tensor) -> bool:
-    return _dtype_name(tensor) in ("int8", "uint8", "int4", "uint4", "int2", "uint2")
-
-
-def _dtype_name(tensor: gs.Tensor) -> str:
-    dtype = tensor.dtype if isinstance(tensor, gs.Constant) else getattr(value_of(tensor), "dtype", None)
-    if isinstance(dtype, int):  # types that NumPy lacks are ONNX's numbers
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
-    return str(dtype)
+    return dtype_name(tensor) in ("float16", "float32", "float64", "bfloat16")
 
 
 def _layout(node: gs.Node, index: int) -> tuple[Kind, int, int, int]:
     group, transposed = (node.attrs.get(name) for name in ("group", "transB"))
     # In a function it may be what each call says.
     groups = group if isinstance(group, int) and node.op in ("Conv", "ConvTranspose") else 1
-    if node.domain not in _STANDARD:
+    if node.domain not in STANDARD:
         return "other", 0, 0, 1
     if node.op == "Conv" and index == 1:
         return "Conv", 0, 1, groups
     if node.op == "ConvTranspose" and index == 1:
         return "ConvTranspose", 1, 0, groups
-    rank = len(shape_of(_integers_behind(node.inputs[index]) or node.inputs[index]) or ())
+    rank = len(_shape(node.inputs[index]))
     if node.op == "Gemm" and index == 1 and (transposed is None or isinstance(transposed, int)):
         return ("Gemm", 0, 1, 1) if transposed else ("Gemm", 1, 0, 1)
     if node.op == "MatMul" and index == 1 and rank == 2:

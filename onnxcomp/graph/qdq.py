@@ -12,8 +12,10 @@ from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach
 from onnxcomp.graph.given_grids import GivenGrid
 from onnxcomp.graph.layers import WeightedLayer, layer_name
-from onnxcomp.linalg.int8 import Int8Weights
+from onnxcomp.graph.packed import Restorer
+from onnxcomp.graph.rows import RowLayout
 from onnxcomp.linalg.ranges import grid
+from onnxcomp.linalg.weights import QuantizedWeights
 
 __all__ = ["QdqWriter"]
 
@@ -27,10 +29,11 @@ class QdqWriter:
     asks for one: it is zero where DequantizeLinear reads signed integers.
     """
 
-    def __init__(self, graph: gs.Graph, names: Names) -> None:
+    def __init__(self, graph: gs.Graph, names: Names, opset: int) -> None:
         self._graph = graph
         self._names = names
         self._own = {id(node) for node in graph.nodes}
+        self._restorer = Restorer(names, opset)
         self._constants: dict[tuple[str, bytes, tuple[int, ...]], gs.Constant] = {}
         self._before: dict[int, list[gs.Node]] = defaultdict(list)
         self._after: dict[int, list[gs.Node]] = defaultdict(list)
@@ -103,20 +106,15 @@ class QdqWriter:
         inputs = [constant, *self._grid(scale, zero_point)]
         self._before[id(node)].append(self._node("DequantizeLinear", inputs, real))
 
-    def weight(self, layer: WeightedLayer, weights: Int8Weights) -> str:
-        """Let the layer read these weights; returns the name of their constant."""
-        shape = layer.shape
-        codes = weights.codes.reshape(shape[layer.out_axis], -1)
-        if layer.kind == "Conv":
-            array = codes.reshape(shape)
-        else:
-            array = np.ascontiguousarray(np.moveaxis(codes, 0, layer.out_axis))
-        name = self._names.new(layer.weight.name + "_int8")
-        output = self._dequantized(layer, gs.Constant(name, array), weights.scales, layer.out_axis)
+    def weight(self, layer: WeightedLayer, weights: QuantizedWeights) -> str:
+        """Let the layer read these weights; returns the name of what its integer kernel reads."""
+        codes, nodes = self._restorer.integers(weights, RowLayout.of(layer), layer.weight.name)
+        self._before[id(layer.node)] += nodes
+        output = self._dequantized(layer, codes, weights.scales, layer.out_axis)
         if layer.kind == "Gemm":  # the one operator whose fusion asks for it
             output.inputs[0].inputs.append(self._constant("zeros", np.zeros(len(weights.scales), np.int8)))
         layer.node.inputs[layer.weight_index] = output
-        return name
+        return str(codes.name)
 
     def bias(self, layer: WeightedLayer, codes: Array, scales: Array) -> None:
         """Let the layer read this bias, int32, shape (channels,)."""
@@ -165,7 +163,7 @@ class QdqWriter:
     def _grid(self, scale: float, zero_point: int) -> tuple[gs.Constant, gs.Constant]:
         return self._constant("scale", np.float32(scale)), self._constant("zero", np.uint8(zero_point))
 
-    def _dequantized(self, layer: WeightedLayer, codes: gs.Constant, scales: Array, axis: int) -> gs.Tensor:
+    def _dequantized(self, layer: WeightedLayer, codes: gs.Tensor, scales: Array, axis: int) -> gs.Tensor:
         output = self._variable(codes.name + "_float")
         step = self._constant("scales", scales)
         node = self._node("DequantizeLinear", [codes, step], output)

@@ -1,15 +1,16 @@
-"""Which 8-bit weights a layer gets, and what its bias must become: decided before anything is written."""
+"""Which weights of few bits a layer gets, and what its bias must become: decided before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.linalg.int8 import Int8Weights, quantize_weights
+from onnxcomp.graph.rows import rows_of
+from onnxcomp.linalg.rounding import Precision, round_nearest
+from onnxcomp.linalg.weights import QuantizedWeights
 
 __all__ = ["RoundedLayer", "mean_output_error", "round_to_nearest"]
 
@@ -21,45 +22,41 @@ class RoundedLayer:
     """What a layer computes with instead of its weight and bias.
 
     Attributes:
-        weights: a row for each output channel, in the order of ``WeightedLayer.matrix()``.
+        weights: of the rows of ``graph.rows.rows_of``.
         shift: to be added to the bias, float64, shape (channels,).
+        loss: what rounding adds to the layer's outputs, over their variance, where that was measured.
+        note: why it has more bits than were asked for, or nothing.
     """
 
-    weights: Int8Weights
+    weights: QuantizedWeights
     shift: Array
+    loss: float | None = None
+    note: str = ""
 
 
-def round_to_nearest(
-    layers: Iterable[WeightedLayer], means: Mapping[int, Array], avoid_saturation: bool
-) -> dict[str, RoundedLayer]:
-    """Every weight on the nearest level, by name of the layer.
+def round_to_nearest(layer: WeightedLayer, precision: Precision, mean: Array | None = None) -> RoundedLayer:
+    """Every weight on the nearest level.
 
     Args:
-        layers: of kinds that have a ``matrix()``, in float.
-        means: by ``id`` of an activation, its mean in each input channel, float64. The mean of the error that
-            rounding the weights makes is taken out of the bias (Nagel et al. 2019, "Data-free quantization
-            through weight equalization and bias correction", arXiv:1906.04721, section 4.2).
-        avoid_saturation: see ``quantize_weights``.
+        layer: in float.
+        precision: to hold it in.
+        mean: of its activation in each input channel, float64, where it is known. The mean of the error that
+            rounding the weights makes is taken out of the bias (Nagel et al. 2019, "Data-free quantization through
+            weight equalization and bias correction", arXiv:1906.04721, section 4.2).
     """
-    rounded = {}
-    for layer in layers:
-        matrix = layer.matrix()
-        weights = quantize_weights(matrix.reshape(-1, matrix.shape[-1]), avoid_saturation)
-        mean = means.get(id(layer.node.inputs[0]))
-        shift = np.zeros(len(weights.scales)) if mean is None else -mean_output_error(layer, weights, mean)
-        rounded[layer.name] = RoundedLayer(weights, shift)
-    return rounded
+    weights = round_nearest(rows_of(layer), precision)
+    shift = np.zeros(len(weights.scales)) if mean is None else -mean_output_error(layer, weights, mean)
+    return RoundedLayer(weights, shift)
 
 
-def mean_output_error(layer: WeightedLayer, weights: Int8Weights, means: Array) -> Array:
+def mean_output_error(layer: WeightedLayer, weights: QuantizedWeights, means: Array) -> Array:
     """Mean of what rounded weights add to each output, shape (out,), for inputs of these means.
 
     Padding is left out of account.
     """
     matrix = layer.matrix()
     groups, outs, columns = matrix.shape
-    error = weights.codes.astype(np.float64) * weights.scales.astype(np.float64)[:, None]
-    error = error.reshape(matrix.shape) - matrix
+    error = weights.restored.reshape(matrix.shape) - matrix
     per_input = means.reshape(groups, -1)
     kernel = columns // per_input.shape[1]
     summed = error.reshape(groups, outs, per_input.shape[1], kernel).sum(axis=3)

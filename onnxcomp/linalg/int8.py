@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Int8Weights", "can_saturate", "least_scales", "quantize_bias", "quantize_weights", "with_least_scales"]
+from onnxcomp.linalg.weights import LEAST_SCALE, Grid, QuantizedWeights
+
+__all__ = ["SAFE_FACTOR", "can_saturate", "least_scales", "quantize_bias", "quantize_weights", "with_least_scales"]
 
 Array = np.ndarray[Any, Any]
 
 LEVELS = 127
 # u8 · s8 + u8 · s8 must fit 16 bits: 255 · (|a| + |b|) ≤ 32767 for two weights of one sign.
 PAIR_LIMIT = 32767 // 255
+SAFE_FACTOR = PAIR_LIMIT // 2 // 8
+"""Times any code of 4 bits, -8 at the least, it fits twice."""
+
 # Room that a 32-bit accumulator keeps for the products beside the bias.
 _BIAS_LIMIT = 2**30
-_LEAST_SCALE = 1e-12
 
 
-@dataclass(frozen=True)
-class Int8Weights:
-    """A quantized weight matrix.
-
-    Attributes:
-        codes: int8, shape (channels, inputs), the value is ``codes * scales[:, None]``.
-        scales: float32, shape (channels,).
-        limited: channels that use fewer levels than 127 because they could saturate.
-    """
-
-    codes: Array
-    scales: Array
-    limited: int = 0
-
-
-def quantize_weights(matrix: Array, avoid_saturation: bool = False) -> Int8Weights:
+def quantize_weights(matrix: Array, avoid_saturation: bool = False) -> QuantizedWeights:
     """Round every row to 127 levels on each side of zero; its scale comes from its largest magnitude.
 
     Args:
@@ -51,18 +40,17 @@ def quantize_weights(matrix: Array, avoid_saturation: bool = False) -> Int8Weigh
         needed = np.maximum(_top_two(rows), _top_two(-rows)) / (PAIR_LIMIT - 1)
         limited = int(np.count_nonzero(needed > scales * (1 + 1e-9)))
         scales = np.maximum(scales, needed)
-    stored = np.maximum(scales, _LEAST_SCALE).astype(np.float32)
-    return Int8Weights(_nearest(rows, stored), stored, limited)
+    stored = np.maximum(scales, LEAST_SCALE).astype(np.float32)
+    return replace(Grid(stored).nearest(rows), limited=limited)
 
 
-def with_least_scales(weights: Int8Weights, least: Array) -> Int8Weights:
+def with_least_scales(weights: QuantizedWeights, least: Array) -> QuantizedWeights:
     """The same weights, but rounded again where their scales are less than ``least``, shape (channels,)."""
     if np.all(weights.scales >= least):
         return weights
-    scales = np.maximum(weights.scales, least).astype(np.float32)
-    rows = weights.codes * weights.scales.astype(np.float64)[:, None]
-    changed = (scales > weights.scales)[:, None]
-    return Int8Weights(np.where(changed, _nearest(rows, scales), weights.codes), scales, weights.limited)
+    grid = replace(weights.grid, scales=np.maximum(weights.scales, least).astype(np.float32))
+    codes = np.where((grid.scales > weights.scales)[:, None], grid.nearest(weights.restored).codes, weights.codes)
+    return replace(weights, codes=codes, grid=grid)
 
 
 def can_saturate(codes: Array, highest_activation: int = 255) -> Array:
@@ -89,11 +77,6 @@ def quantize_bias(bias: Array, input_scale: float, weight_scales: Array) -> tupl
     if np.abs(codes).max(initial=0.0) > np.iinfo(np.int32).max:
         raise OverflowError("a bias does not fit 32 bits on the grid of its layer")
     return codes.astype(np.int32), scales
-
-
-def _nearest(rows: Array, scales: Array) -> Array:
-    codes = np.clip(np.rint(rows / scales.astype(np.float64)[:, None]), -LEVELS, LEVELS)
-    return codes.astype(np.int8)
 
 
 def _top_two(rows: Array) -> Array:

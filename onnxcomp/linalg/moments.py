@@ -85,6 +85,18 @@ class Moments:
             self.yy + other.yy + weight * np.square(y),
         )
 
+    def uncentred(self) -> Moments:
+        """The same about zero, for where no bias can make up for a constant."""
+        x, y = self.mean, self.output_mean
+        return Moments(
+            self.count,
+            np.zeros_like(x),
+            np.zeros_like(y),
+            self.xx + self.count * x[:, :, None] * x[:, None, :],
+            self.yx + self.count * y[:, :, None] * x[:, None, :],
+            self.yy + self.count * np.square(y),
+        )
+
     @property
     def covariance(self) -> Array:
         """H: of x, (G, d, d)."""

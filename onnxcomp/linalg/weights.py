@@ -9,20 +9,15 @@ import numpy as np
 
 from onnxcomp.linalg.gptq import Levels
 
-__all__ = ["LARGEST_FACTOR", "Grid", "QuantizedWeights", "best_steps", "code_range", "grid_4bit"]
+__all__ = ["LARGEST_FACTOR", "LEAST_SCALE", "Grid", "QuantizedWeights", "best_steps", "grid_4bit"]
 
 Array = np.ndarray[Any, Any]
 
-LARGEST_FACTOR = 15  # fits 4 bits, and with codes from -8 on the product fits 8
+LARGEST_FACTOR = 15  # fits 4 bits, and its products with codes fit 8
 LEAST_SCALE = 1e-12
-# Of the scale that cuts nothing off, these are tried. Narrower ones cut off more than they refine.
+# Of the step that cuts nothing off, these are tried. Narrower ones cut off more than they refine.
 _FRACTIONS = np.linspace(0.4, 1.0, 25)
-_CHUNK_VALUES = 2**22
-
-
-def code_range(bits: int) -> tuple[int, int]:
-    """The least and the largest code: symmetric in 8 bits, all there are in 4."""
-    return (-8, 7) if bits == 4 else (-127, 127)
+_CHUNK_VALUES = 2**20
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Grid:
 
     Attributes:
         scales: float32, shape (channels,).
-        bits: of a code, 4 or 8.
+        bits: of a code: 8, from -127 to 127, or 4, from -8 to 7.
         factors: of each block of neighbouring inputs, uint8, (channels, blocks); None for one block of factor 1.
     """
 
@@ -39,16 +34,26 @@ class Grid:
     bits: int = 8
     factors: Array | None = None
 
-    def steps(self, inputs: int) -> Array:
-        """What a code of 1 stands for, float64, (channels, inputs), or (channels, 1) where all are alike."""
-        scales = self.scales.astype(np.float64)[:, None]
-        if self.factors is None:
-            return scales
-        return scales * np.repeat(self.factors, inputs // self.factors.shape[1], axis=1)
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the largest code."""
+        return (-8, 7) if self.bits == 4 else (-127, 127)
 
-    def levels(self, shape: tuple[int, int, int]) -> Levels:
-        """As ``gptq`` takes them, for weights of this shape, (groups, outputs, inputs)."""
-        return Levels(self.steps(shape[2]).reshape(*shape[:2], -1), *code_range(self.bits))
+    def multiples(self, inputs: int) -> Array:
+        """The factor of each weight, uint8, (channels, inputs), or (channels, 1) where all are 1."""
+        if self.factors is None:
+            return np.ones((len(self.scales), 1), np.uint8)
+        repeated: Array = np.repeat(self.factors, inputs // self.factors.shape[1], axis=1)
+        return repeated
+
+    def levels(self, shape: tuple[int, ...]) -> Levels:
+        """For weights of this shape, (groups, outputs, inputs) or (channels, inputs)."""
+        steps = self.scales.astype(np.float64)[:, None] * self.multiples(shape[-1])
+        return Levels(steps.reshape(*shape[:-1], -1), *self.bounds)
+
+    def nearest(self, rows: Array) -> QuantizedWeights:
+        """The codes nearest to these weights, (channels, inputs)."""
+        return QuantizedWeights(self.levels(rows.shape).nearest(rows).astype(np.int8), self)
 
     def rescaled(self, factors: Array) -> Grid:
         """With each channel's scale times a factor."""
@@ -59,12 +64,13 @@ class Grid:
 class QuantizedWeights:
     """A weight matrix in codes.
 
-    The weight is ``codes * factors * scales``, with the factor of the code's block. ``codes * factors`` fits 8 bits,
-    so integer kernels may read it ("progressive" quantization, as in QServe, Lin et al. 2024, arXiv:2405.04532).
+    A weight is its code times the factor of its block times the scale of its channel. Codes times factors fit 8 bits,
+    so that integer kernels may read them ("progressive" quantization, as in QServe, Lin et al. 2024,
+    arXiv:2405.04532).
 
     Attributes:
         codes: int8, shape (channels, inputs).
-        grid: the levels they count.
+        grid: the levels that they count.
         limited: channels that use fewer levels than there are because they could saturate.
     """
 
@@ -80,21 +86,18 @@ class QuantizedWeights:
     @property
     def integers(self) -> Array:
         """What integer kernels read, int8, (channels, inputs); times ``scales`` it is the weight."""
-        if self.grid.factors is None:
-            return self.codes
-        repeated = np.repeat(self.grid.factors, self.codes.shape[1] // self.grid.factors.shape[1], axis=1)
-        integers: Array = self.codes * repeated.astype(np.int8)
+        integers: Array = self.codes * self.grid.multiples(self.codes.shape[1]).astype(np.int8)
         return integers
 
     @property
     def restored(self) -> Array:
         """The weights, float64."""
-        return self.integers * self.scales.astype(np.float64)[:, None]
+        restored: Array = self.integers * self.scales.astype(np.float64)[:, None]
+        return restored
 
 
 def best_steps(rows: Array, importance: Array, low: int, high: int) -> Array:
-    """For each row the step that makes the sum of importance · (rounding error)² least, among fractions of what
-    cuts nothing off.
+    """The step of each row with the least sum of importance · (rounding error)², clipping included.
 
     Args:
         rows, importance: (n, values).
@@ -104,35 +107,39 @@ def best_steps(rows: Array, importance: Array, low: int, high: int) -> Array:
         (n,), above zero.
     """
     widest = np.maximum(rows.max(axis=1, initial=0.0) / high, rows.min(axis=1, initial=0.0) / low)
-    best, least = widest.copy(), np.full(len(rows), np.inf)
+    best = np.empty(len(rows))
     chunk = max(1, _CHUNK_VALUES // max(1, rows.shape[1]))
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
-        for fraction in _FRACTIONS:
-            steps = np.maximum(fraction * widest[part], LEAST_SCALE)[:, None]
-            error = np.clip(np.rint(rows[part] / steps), low, high) * steps - rows[part]
-            loss = (importance[part] * error * error).sum(axis=1)
-            better = loss < least[part]
-            least[part] = np.where(better, loss, least[part])
-            best[part] = np.where(better, steps[:, 0], best[part])
-    return np.maximum(best, LEAST_SCALE)
+        steps = np.maximum(np.multiply.outer(_FRACTIONS, widest[part]), LEAST_SCALE)
+        losses = [_loss(rows[part], importance[part], each[:, None], low, high) for each in steps]
+        best[part] = np.take_along_axis(steps, np.argmin(losses, axis=0)[None], axis=0)[0]
+    return best
+
+
+def _loss(rows: Array, importance: Array, steps: Array, low: int, high: int) -> Array:
+    error = Levels(steps, low, high).nearest(rows) * steps
+    error -= rows
+    error *= error
+    loss: Array = (error * importance).sum(axis=1)
+    return loss
 
 
 def grid_4bit(rows: Array, importance: Array, block: int = 0, largest_factor: int = LARGEST_FACTOR) -> Grid:
-    """A grid of 4 bits for these weights.
+    """The levels of 4 bits that serve these weights best.
 
     Args:
         rows: (channels, inputs).
-        importance: of an error of each weight, broadcasts to rows.
+        importance: of an error in each weight, broadcasts to rows.
         block: neighbouring inputs that share a factor, a divisor of the inputs; 0 for no factors.
-        largest_factor: as ``LARGEST_FACTOR``, or less.
+        largest_factor: ``LARGEST_FACTOR`` or less.
     """
-    low, high = code_range(4)
-    importance = np.broadcast_to(importance, rows.shape)
+    low, high = Grid(np.ones(1), 4).bounds
+    weight = np.broadcast_to(importance, rows.shape)
     if not block:
-        return Grid(best_steps(rows, importance, low, high).astype(np.float32), 4)
+        return Grid(best_steps(rows, weight, low, high).astype(np.float32), 4)
     blocks = rows.shape[1] // block
-    steps = best_steps(rows.reshape(-1, block), importance.reshape(-1, block), low, high).reshape(-1, blocks)
+    steps = best_steps(rows.reshape(-1, block), weight.reshape(-1, block), low, high).reshape(-1, blocks)
     scales = np.maximum(steps.max(axis=1) / largest_factor, LEAST_SCALE).astype(np.float32)
     factors = np.clip(np.rint(steps / scales[:, None]), 1, largest_factor).astype(np.uint8)
     return Grid(scales, 4, factors)

@@ -1,0 +1,132 @@
+"""Weights of few bits as constants of a graph, and the nodes that restore them.
+
+ONNX Runtime computes these nodes once, when it loads the model, because all they read is constant. What comes out is a
+constant like any other: integer kernels read it, and float kernels too. (DequantizeLinear of a constant it would
+compute in every run.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxcomp.graph.edit import Names
+from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.rows import RowLayout
+from onnxcomp.linalg.weights import QuantizedWeights
+
+__all__ = ["Restorer", "obstacle_to_4_bits"]
+
+Array = np.ndarray[Any, Any]
+
+_INT4_OPSET = 21  # has types of 4 bits
+_PACKED_OPSET = 10  # has Mod
+_FLOAT, _INT8, _INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT32
+
+
+def obstacle_to_4_bits(layer: WeightedLayer, opset: int) -> str:
+    """Why codes of 4 bits cannot be stored for a layer of a graph with this operator set, or nothing."""
+    if opset < _PACKED_OPSET:
+        return f"operator set {opset} cannot take two codes out of a byte"
+    if opset < _INT4_OPSET and int(np.prod(layer.shape)) % 2:
+        return "an odd number of codes does not fill bytes"
+    return ""
+
+
+class Restorer:
+    """Makes the constants and nodes of one graph; whoever asks for them puts the nodes in their places.
+
+    Codes of 4 bits are of the types INT4 and UINT4 from operator set 21 on, else two in each byte of a UINT8 tensor,
+    the first in the lower half, shifted by 8 to be above zero.
+    """
+
+    def __init__(self, names: Names, opset: int) -> None:
+        self._names = names
+        self._typed = opset >= _INT4_OPSET
+        self._numbers: dict[tuple[str, int | tuple[int, ...]], gs.Constant] = {}
+
+    def integers(self, weights: QuantizedWeights, layout: RowLayout, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
+        """What an integer kernel reads, int8 in this layout, and the nodes that make it."""
+        if weights.grid.bits == 8:
+            return gs.Constant(self._names.new(name + "_int8"), layout.array(weights.codes)), []
+        nodes: list[gs.Node] = []
+        return self._restored(nodes, weights, layout, name + "_int8", _INT8), nodes
+
+    def floats(self, weights: QuantizedWeights, layout: RowLayout, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
+        """The weight, float32, and the nodes that make it."""
+        nodes: list[gs.Node] = []
+        if weights.grid.bits == 8:
+            codes = gs.Constant(self._names.new(name + "_int8"), layout.array(weights.codes))
+            real = self._node(nodes, "Cast", [codes], name + "_codes", to=_FLOAT)
+        else:
+            real = self._restored(nodes, weights, layout, name + "_codes", _FLOAT)
+        scales = gs.Constant(self._names.new(name + "_scales"), layout.scales(weights.scales))
+        return _typed(self._node(nodes, "Mul", [real, scales], name + "_restored"), np.float32, layout.shape), nodes
+
+    def halves(self, array: Array, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
+        """The weight rounded to float16, as float32."""
+        nodes: list[gs.Node] = []
+        half = gs.Constant(self._names.new(name + "_float16"), array.astype(np.float16))
+        restored = self._node(nodes, "Cast", [half], name + "_restored", to=_FLOAT)
+        return _typed(restored, np.float32, array.shape), nodes
+
+    def _restored(
+        self, nodes: list[gs.Node], weights: QuantizedWeights, layout: RowLayout, name: str, target: int
+    ) -> gs.Tensor:
+        """Codes of 4 bits times their factors."""
+        dtype = np.int8 if target == _INT8 else np.float32
+        if weights.grid.factors is None:
+            return _typed(self._codes(nodes, layout.array(weights.codes), name, target), dtype, layout.shape)
+        middle = _INT8 if self._typed else _INT32
+        split, alone = layout.blocks(weights.codes, weights.grid.factors)
+        pair = [self._codes(nodes, split, name, middle), self._factors(nodes, alone, name, middle)]
+        scaled = self._node(nodes, "Mul", pair, name + "_scaled")
+        result = self._node(nodes, "Reshape", [scaled, self._number(layout.shape, np.int64)], name)
+        if target != middle:
+            result = self._node(nodes, "Cast", [result], name, to=target)
+        return _typed(result, dtype, layout.shape)
+
+    def _codes(self, nodes: list[gs.Node], codes: Array, name: str, target: int) -> gs.Tensor:
+        """From -8 to 7, as numbers of a type."""
+        if self._typed:
+            packed = gs.Constant(self._names.new(name + "_int4"), codes.astype(ml_dtypes.int4))
+            return self._node(nodes, "Cast", [packed], name, to=target)
+        raised = self._halves_of_bytes(nodes, codes.reshape(-1) + 8, name)
+        flat = self._node(nodes, "Sub", [raised, self._number(8)], name)
+        shaped = self._node(nodes, "Reshape", [flat, self._number(codes.shape, np.int64)], name)
+        return shaped if target == _INT32 else self._node(nodes, "Cast", [shaped], name, to=target)
+
+    def _factors(self, nodes: list[gs.Node], factors: Array, name: str, target: int) -> gs.Tensor:
+        """From 1 to 15."""
+        dtype = ml_dtypes.uint4 if self._typed else np.uint8
+        packed = gs.Constant(self._names.new(name + "_factors"), factors.astype(dtype))
+        return self._node(nodes, "Cast", [packed], name + "_factors", to=target)
+
+    def _halves_of_bytes(self, nodes: list[gs.Node], values: Array, name: str) -> gs.Tensor:
+        """Numbers from 0 to 15 of two to a byte, int32, (bytes, 2)."""
+        pairs = values.astype(np.uint8).reshape(-1, 2)
+        packed = gs.Constant(self._names.new(name + "_uint4"), pairs[:, :1] + 16 * pairs[:, 1:])
+        whole = self._node(nodes, "Cast", [packed], name + "_bytes", to=_INT32)
+        shifted = self._node(nodes, "Div", [whole, self._number((1, 16))], name + "_shifted")
+        return self._node(nodes, "Mod", [shifted, self._number(16)], name + "_raised")
+
+    def _number(self, value: int | tuple[int, ...], dtype: Any = np.int32) -> gs.Constant:
+        key = (str(np.dtype(dtype)), value)
+        if key not in self._numbers:
+            array = np.array(value, dtype)
+            self._numbers[key] = gs.Constant(self._names.new("_".join(map(str, array.reshape(-1)))), array)
+        return self._numbers[key]
+
+    def _node(self, nodes: list[gs.Node], op: str, inputs: list[gs.Tensor], name: str, **attrs: Any) -> gs.Tensor:
+        output = gs.Variable(self._names.new(name))
+        nodes.append(gs.Node(op, self._names.new(f"{output.name}_{op}"), attrs, inputs=inputs, outputs=[output]))
+        return output
+
+
+def _typed(tensor: gs.Tensor, dtype: Any, shape: tuple[int, ...]) -> gs.Tensor:
+    tensor.dtype, tensor.shape = np.dtype(dtype), list(shape)
+    return tensor

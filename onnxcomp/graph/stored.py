@@ -1,0 +1,93 @@
+"""Recognizing weights that are stored in few bits and restored when the model is loaded (see ``packed``)."""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxcomp.graph.constants import is_constant, shape_of, value_of
+
+__all__ = ["dtype_name", "integers_behind", "is_restoring", "is_small_integer", "producer_of", "restored_shape"]
+
+STANDARD = (None, "", "ai.onnx")
+_RESTORING = ("Cast", "Mul", "Reshape", "Sub", "Div", "Mod", "DequantizeLinear")
+_DEEPEST = 12  # more nodes in a row are no way to restore a weight
+_LEAST = 16  # smaller constants are no weights
+
+
+def integers_behind(tensor: gs.Tensor) -> gs.Tensor | None:
+    """The constant of small numbers that DequantizeLinear, or a few operators on constants, make this tensor of.
+
+    The largest where there are several: the others are factors and zero points. A weight in float16 that is cast counts
+    as well.
+    """
+    producer = producer_of(tensor)
+    if producer is not None and producer.op == "DequantizeLinear" and is_constant(producer.inputs[0]):
+        source: gs.Tensor = producer.inputs[0]
+        return source
+    found = [leaf for leaf in _leaves(tensor, _DEEPEST) or () if is_small_integer(leaf) or _is_cast_half(leaf, tensor)]
+    return max(found, key=_size, default=None)
+
+
+def is_restoring(node: gs.Node) -> bool:
+    """Whether the node is part of what restores a weight."""
+    if node.op not in _RESTORING or not node.outputs:
+        return False
+    source = integers_behind(node.outputs[0])
+    return source is not None and _size(source) >= _LEAST
+
+
+def restored_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
+    """The shape of what is restored, where the graph declares it; codes of which a byte holds several lack it."""
+    while True:
+        declared = shape_of(tensor)
+        if declared is not None and all(isinstance(dim, int) for dim in declared):
+            return tuple(int(dim) for dim in declared)  # type: ignore[arg-type]
+        producer = producer_of(tensor)
+        if producer is None or producer.op != "DequantizeLinear":
+            return None
+        tensor = producer.inputs[0]
+
+
+def producer_of(tensor: gs.Tensor) -> gs.Node | None:
+    """The standard operator that computes a tensor of something."""
+    node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    return node if node is not None and node.domain in STANDARD and node.inputs else None
+
+
+def is_small_integer(tensor: gs.Tensor) -> bool:
+    """Whether the elements are integers of a byte at most."""
+    return dtype_name(tensor) in ("int8", "uint8", "int4", "uint4", "int2", "uint2")
+
+
+def dtype_name(tensor: gs.Tensor) -> str:
+    """The type of a constant's elements, as NumPy and ml_dtypes call it."""
+    dtype = tensor.dtype if isinstance(tensor, gs.Constant) else getattr(value_of(tensor), "dtype", None)
+    if isinstance(dtype, int):  # types that NumPy lacks are ONNX's numbers
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    return str(dtype)
+
+
+def _leaves(tensor: gs.Tensor, depth: int) -> list[gs.Tensor] | None:
+    """The constants that a tensor is restored from; None where it is computed of anything else, or constant itself."""
+    producer = None if is_constant(tensor) else producer_of(tensor)
+    if producer is None or producer.op not in _RESTORING or not depth:
+        return None
+    leaves: list[gs.Tensor] = []
+    for item in producer.inputs:
+        behind = [item] if is_constant(item) or not item.name else _leaves(item, depth - 1)
+        if behind is None:
+            return None
+        leaves += behind
+    return leaves
+
+
+def _is_cast_half(leaf: gs.Tensor, tensor: gs.Tensor) -> bool:
+    producer = producer_of(tensor)
+    return producer is not None and producer.op == "Cast" and dtype_name(leaf) == "float16"
+
+
+def _size(tensor: gs.Tensor) -> int:
+    return math.prod(dim for dim in shape_of(tensor) or () if isinstance(dim, int))

@@ -1,0 +1,110 @@
+"""Which weights of few bits the layers of a model get: how many bits, rounded how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from onnxcomp.data import Dataset
+from onnxcomp.graph.cost import cost
+from onnxcomp.graph.int8_forms import opset_of
+from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.packed import obstacle_to_4_bits
+from onnxcomp.graph.rounding import RoundedLayer, round_to_nearest
+from onnxcomp.graph.rows import RowLayout, rows_of
+from onnxcomp.linalg.rounding import Precision
+from onnxcomp.model import Model
+from onnxcomp.progress import Progress, silent
+from onnxcomp.runtime.calibration import spread
+from onnxcomp.runtime.rounding import can_be_observed, round_calibrated
+from onnxcomp.runtime.shapes import observed
+
+__all__ = ["Bits", "RoundingChoice", "WeightPlan"]
+
+Array = np.ndarray[Any, Any]
+Bits: TypeAlias = Literal[4, 8, 16]
+RoundingChoice: TypeAlias = Literal["auto", "nearest", "gptq"]
+
+_STAGES = 12  # of rounding by outputs, each of which runs the data once
+_MACS = 4e10  # that the samples may take to run once
+_LEAST_INPUTS = 64  # of an output; with fewer, 4 bits rounded to nearest lose much and save little
+
+
+@dataclass
+class WeightPlan:
+    """Decides about weights, before anything is written.
+
+    Attributes:
+        model: in float.
+        bits: 4 or 8, for all layers that can have them.
+        block: neighbouring inputs with a factor of their own in 4 bits; 0 for none.
+        rounding: to the nearest level, or by what it does to outputs; ``auto``: the latter in 4 bits.
+        loss: see ``round_calibrated``.
+        avoid_saturation: of layers on integer kernels.
+        progress: shows what takes long.
+        means: of activations, by ``id``, see ``round_to_nearest``.
+    """
+
+    model: Model
+    bits: int
+    block: int
+    rounding: RoundingChoice
+    loss: float
+    avoid_saturation: bool
+    progress: Progress = silent
+    means: Mapping[int, Array] = field(default_factory=dict)
+    _rounded: dict[str, RoundedLayer] = field(default_factory=dict)
+    _on_integers: set[str] = field(default_factory=set)
+
+    def decide(
+        self, on_integers: Sequence[WeightedLayer], stored: Sequence[WeightedLayer], dataset: Dataset | None
+    ) -> None:
+        """Round what samples are needed for.
+
+        Args:
+            on_integers: layers that integer kernels are to run.
+            stored: layers whose weights are restored at load.
+            dataset: samples, or None.
+        """
+        self._on_integers = {layer.name for layer in on_integers}
+        observable = [layer for layer in (*on_integers, *stored) if can_be_observed(layer)]
+        if dataset is None or not observable or not self._goes_by_outputs:
+            return
+        layers = {layer: self._precision(layer) for layer in observable}
+        samples = self._affordable(dataset)
+        self._rounded = round_calibrated(self.model, layers, samples, self.loss, _STAGES, self.progress)
+
+    def of(self, layer: WeightedLayer, keep: bool = False) -> RoundedLayer:
+        """What a layer gets; computed in each call, unless it was decided on samples or is to be kept."""
+        found = self._rounded.get(layer.name) or self._nearest(layer)
+        if keep:
+            self._rounded[layer.name] = found
+        return found
+
+    @property
+    def _goes_by_outputs(self) -> bool:
+        if self.rounding == "auto":
+            return self.bits == 4 and not self.model.is_large
+        return self.rounding == "gptq"
+
+    def _nearest(self, layer: WeightedLayer) -> RoundedLayer:
+        precision, note = self._precision(layer), ""
+        if precision.bits == 4 and rows_of(layer).shape[1] < _LEAST_INPUTS:
+            precision, note = replace(precision, bits=8), f"an output has fewer than {_LEAST_INPUTS} inputs"
+        mean = self.means.get(id(layer.node.inputs[0])) if layer.kind in ("Conv", "Gemm", "MatMul") else None
+        return replace(round_to_nearest(layer, precision, mean), note=note)
+
+    def _precision(self, layer: WeightedLayer) -> Precision:
+        careful = self.avoid_saturation and layer.name in self._on_integers
+        if self.bits == 4 and not obstacle_to_4_bits(layer, opset_of(self.model.graph, layer)):
+            return Precision(4, self.block if RowLayout.of(layer).has_blocks else 0, careful)
+        return Precision(8, 0, careful)
+
+    def _affordable(self, dataset: Dataset) -> Dataset:
+        """As many samples as can be run for a number of multiply-accumulates, 16 at least."""
+        shapes = observed(self.model, dataset.sample())
+        each = cost(self.model, shapes).flops / 2 / dataset.least
+        return spread(dataset, max(16, int(_MACS / max(1.0, each))))
