@@ -107,6 +107,7 @@ def test_values_that_a_hard_swish_sets_to_zero_take_no_levels() -> None:
     model = Model.from_proto(proto)
     data, original = data_for(model, net), session.create(model)
     quantize(model, data, ranges="minmax")
+    assert kernels(model)["QLinearConv"] == 2
     assert sqnr(original, model, data) > 30
 
 
@@ -218,7 +219,7 @@ def detection_head(corners: bool) -> tuple[Model, Dataset]:
     """Boxes of 0 … 640 and scores of 0 … 1 in one output, and perhaps a layer that reads the boxes from there."""
     rng = np.random.default_rng(0)
     net = Net(shape=(3, 16, 16))
-    features = net.activation(net.conv("x", 32))
+    features = net.activation(net.conv(net.activation(net.conv("x", 32)), 32))
     boxes = net.node("Mul", net.node("Sigmoid", net.conv(features, 4, kernel=1)), net.constant(640.0))
     scores = net.node("Sigmoid", net.conv(features, 2, kernel=1))
     joined = net.node("Reshape", net.concat(boxes, scores), net.constant([0, 6, 256], np.int64))
@@ -237,7 +238,7 @@ def test_a_detection_head_keeps_its_scores(corners: bool) -> None:
     model, data = detection_head(corners)
     original = session.create(model)
     quantize(model, data, mode="static")
-    assert kernels(model)["QLinearConv"] == 3
+    assert kernels(model)["QLinearConv"] == 4
     assert kernels(model)["MatMulIntegerToFloat"] == corners
     before, after = (
         next(iter(session.run(item, data.sample()).values())) for item in (original, session.create(model))
