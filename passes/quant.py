@@ -13,7 +13,8 @@ from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.graph.absorb import clip_hard_sigmoids
 from onnxcomp.graph.activations import split_hard_swishes
-from onnxcomp.graph.bias import shift_added_bias
+from onnxcomp.graph.affine import shift_outputs
+from onnxcomp.graph.bias import shift_added_bias, takes_constants
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
@@ -22,12 +23,13 @@ from onnxcomp.graph.integer_plan import make_plans, unsuitable
 from onnxcomp.graph.integer_writer import Written
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
-from onnxcomp.graph.rounding import RoundedLayer, round_to_nearest
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
+from onnxcomp.runtime.rounding import can_be_observed
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.weight_plan import Bits, RoundingChoice, WeightPlan
 from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Quant"]
@@ -95,6 +97,20 @@ class Quant(Pass):
     sqnr: Annotated[
         float, Field(ge=0, description="dB of the outputs below which layers return to float where that costs little")
     ] = 20.0
+    bits: Bits = Field(
+        8, description="of a weight: 8; 4, where the layer bears it; 16: floating-point, stored for the file alone"
+    )
+    rounding: RoundingChoice = Field(
+        "auto",
+        description="of weights: to the nearest level, or by GPTQ for the outputs (needs data); auto: GPTQ in 4 bits",
+    )
+    loss: Annotated[
+        float,
+        Field(ge=0, description="part of the outputs' variance that 4 bits may cost; layers over their share get 8"),
+    ] = 0.02
+    block: Annotated[
+        int, Field(ge=0, le=1024, description="neighbouring weights with a factor of their own in 4 bits; 0: none")
+    ] = 32
     samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 128
     keep: tuple[str, ...] = Field((), description="names of layers to leave in float")
 
@@ -104,7 +120,7 @@ class Quant(Pass):
         if self.mode == "static":
             ctx.require_data()
         work = _Quantization(self, model, ctx, layers)
-        division = divide(model.graph, layers, self.mode, self.keep, calibrated=work.data is not None)
+        division = divide(model.graph, layers, self.mode, self.keep, work.data is not None, halves=self.bits == 16)
         for layer, reason in division.left:
             ctx.skip(layer, reason)
         if division.empty:
@@ -155,9 +171,12 @@ class _Quantization:
         self.model = model
         self.ctx = ctx
         self.layers = layers
-        self.careful = ctx.target.int8_saturates
         self.calibration = Calibration()
-        self.rounded: dict[str, RoundedLayer] = {}
+        self.stored: dict[int, str] = {}  # by ``id`` of what a layer reads, what it is
+        self.weights = WeightPlan(
+            *(model, options.bits, options.block, options.rounding, options.loss),
+            *(ctx.target.int8_saturates, ctx.progress),
+        )
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
     def write(self, division: Division) -> None:
@@ -165,7 +184,8 @@ class _Quantization:
         if self.data is not None:
             self.calibration = self._calibrate(division)
             self._leave_unseen(division)
-        self.rounded = round_to_nearest(division.static, self.calibration.means, self.careful)
+        self.weights.means = self.calibration.means
+        self.weights.decide([*division.static, *division.dynamic], [layer for layer, _ in division.stored], self.data)
         writer = FormWriter(self.model.graph)
         dynamic = {layer.name: self._write_dynamic(writer, layer) for layer in division.dynamic}
         for layer in division.tables:
@@ -178,13 +198,16 @@ class _Quantization:
             self._store_instead(division.static, reason)
         kernels = integer_kernels(self.model, dynamic)
         for layer in division.dynamic:
-            reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
-            self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
+            written = dynamic[layer.name]
+            reason = f"{written.bits}-bit weights, activations quantized in every run; integer kernel "
+            self.ctx.act(layer, "quantized", reason + kernels[layer.name] + written.remark)
 
     def _calibrate(self, division: Division) -> Calibration:
         plans = make_plans(self.model.graph, division.static)
+        corrected = [layer for layer, _ in division.stored if can_be_observed(layer)]
         channels = [
-            (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
+            (layer.node.inputs[0], 1 if layer.kind.startswith("Conv") else -1)
+            for layer in (*division.static, *division.dynamic, *corrected)
         ]
         assert self.data is not None
         tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
@@ -207,7 +230,7 @@ class _Quantization:
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------
 
     def _write_dynamic(self, writer: FormWriter, layer: WeightedLayer) -> Written:
-        rounded = round_to_nearest([layer], self.calibration.means, self.careful)[layer.name]
+        rounded = self.weights.of(layer)
         weights, shift = rounded.weights, rounded.shift
         bias = None
         if layer.kind == "MatMul":
@@ -216,13 +239,28 @@ class _Quantization:
             bias = np.asarray(value_of(layer.bias), np.float64).reshape(-1) + shift
         elif np.any(shift):
             bias = shift
-        return Written(writer.dynamic(layer, weights, bias), len(shift), weights.limited)
+        return Written(writer.dynamic(layer, weights, bias), weights.grid.bits, rounded.remark)
 
     def _write_stored(self, writer: FormWriter, stored: list[tuple[WeightedLayer, str]]) -> None:
         for layer, reason in stored:
-            if is_constant(layer.node.inputs[layer.weight_index]):  # not yet done
-                writer.stored(layer)
-            self.ctx.act(layer, "stored", f"8-bit weight that is restored at load, runs in float: {reason}")
+            node, index = layer.node, layer.weight_index
+            if is_constant(node.inputs[index]):
+                what = self._write_weight(writer, layer)
+                self.stored[id(node.inputs[index])] = what
+            else:  # another layer, which shares it, has been before
+                what = self.stored[id(node.inputs[index])]
+            self.ctx.act(layer, "stored", what.format(f"restored at load, runs in float: {reason}"))
+
+    def _write_weight(self, writer: FormWriter, layer: WeightedLayer) -> str:
+        """Returns what the weight has become, with a gap for what that is for."""
+        if self.options.bits == 16:
+            writer.halved(layer)
+            return "float16 weight that is {}"
+        rounded = self.weights.of(layer)
+        if np.any(rounded.shift) and takes_constants(self.model.graph, layer):
+            shift_outputs(self.model, layer, rounded.shift.reshape(layer.groups, -1))
+        writer.stored(layer, rounded.weights)
+        return f"{rounded.weights.grid.bits}-bit weight that is {{}}{rounded.remark}"
 
     # -- static form ---------------------------------------------------------------------------------------
 
@@ -234,7 +272,8 @@ class _Quantization:
         """
         assert self.data is not None
         before = self.model.skeleton()
-        search = IntegerSearch(self.model, self.data, self.calibration, self.rounded, self.ctx.progress)
+        weights = {layer.name: self.weights.of(layer, keep=True) for layer in layers}
+        search = IntegerSearch(self.model, self.data, self.calibration, weights, self.ctx.progress)
         fused = search.fused(layers)
         how = search.choose_grids(fused, self.options.ranges) if fused else ""
         chosen, reasons = search.relieve(fused, self.options.sqnr)
@@ -245,8 +284,9 @@ class _Quantization:
             return False
         kernels = integer_kernels(self.model, written)
         for layer in chosen:
-            reason = f"8-bit weights and activations ({how}); integer kernel {kernels[layer.name]}"
-            self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
+            bits, remark = written[layer.name].bits, written[layer.name].remark
+            what = "8-bit weights and activations" if bits == 8 else "4-bit weights, 8-bit activations"
+            self.ctx.act(layer, "quantized", f"{what} ({how}); integer kernel {kernels[layer.name]}{remark}")
         reasons.update(more)
         for layer in layers:
             if layer.name in reasons:
@@ -275,9 +315,3 @@ class _Quantization:
             else:
                 self.ctx.skip(layer, reason)
         writer.finish()
-
-
-def _limited(written: Written) -> str:
-    if not written.limited:
-        return ""
-    return f"; {written.limited} of {written.channels} channels have fewer levels, so that sums cannot saturate"

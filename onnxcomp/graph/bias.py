@@ -8,10 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import assign, value_of
-from onnxcomp.graph.edit import sole_consumer
+from onnxcomp.graph.edit import output_ids, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer
 
-__all__ = ["added_bias", "shift_added_bias"]
+__all__ = ["added_bias", "shift_added_bias", "takes_constants"]
 
 Array = np.ndarray[Any, Any]
 
@@ -42,3 +42,8 @@ def shift_added_bias(layer: WeightedLayer, shift: Array, outputs: set[int]) -> b
     assert value is not None
     assign(tensor, (value + shift.reshape(value.shape)).astype(value.dtype))
     return True
+
+
+def takes_constants(graph: gs.Graph, layer: WeightedLayer) -> bool:
+    """Whether there is a bias, or room for one, so that a constant in the outputs can be made up for."""
+    return layer.kind != "MatMul" or added_bias(layer, output_ids(graph)) is not None

@@ -1,4 +1,4 @@
-"""Which 8-bit form each weighted layer gets, and why not a better one."""
+"""Which form each weighted layer gets, and why not a better one."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ class Division:
         """Whether every layer is left in float."""
         return not (self.static or self.dynamic or self.tables or self.stored)
 
+    def add_half(self, graph: gs.Graph, layer: WeightedLayer) -> None:
+        """Store a layer in float16, if it can be."""
+        large = float(np.abs(layer.array()).max(initial=0.0)) > np.finfo(np.float16).max
+        reason = obstacle_to_storing(graph, layer) or ("its largest weights are beyond 65504" if large else "")
+        if not reason and int(np.prod(layer.shape)) < _LEAST_STORED:
+            reason = "its weight is not worth a node to restore it"
+        if reason:
+            self.left.append((layer, reason))
+        else:
+            self.stored.append((layer, "bits is 16"))
+
     def store_instead(self, graph: gs.Graph, layers: Sequence[WeightedLayer], reason: str) -> list[WeightedLayer]:
         """Store these layers, which had a better form; returns those that cannot even be stored."""
         given_up = {id(layer) for layer in layers}
@@ -56,7 +67,12 @@ class Division:
 
 
 def divide(
-    graph: gs.Graph, layers: Sequence[WeightedLayer], mode: Mode, keep: Collection[str], calibrated: bool
+    graph: gs.Graph,
+    layers: Sequence[WeightedLayer],
+    mode: Mode,
+    keep: Collection[str],
+    calibrated: bool,
+    halves: bool = False,
 ) -> Division:
     """Choose a form for each layer.
 
@@ -67,6 +83,7 @@ def divide(
             without data; ``weights`` stores every layer.
         keep: names of layers to leave in float, with all that share their weights.
         calibrated: whether there are samples to find ranges of activations on.
+        halves: store every layer, in float16.
     """
     division = Division()
     dynamic = _dynamic_kinds(layers, mode, calibrated)
@@ -78,6 +95,8 @@ def divide(
             division.left.append((layer, "kept in float, as option keep asks"))
         elif id(layer.weight) in kept:
             division.left.append((layer, "its weight is also that of a layer that option keep names"))
+        elif halves:
+            division.add_half(graph, layer)
         elif is_table(layer) and is_storable(graph, layer):
             division.tables.append(layer)
         elif reason and not is_storable(graph, layer):

@@ -30,13 +30,14 @@ class Written:
     """What became of a layer.
 
     Attributes:
-        constant: name of its 8-bit weight.
-        channels, limited: output channels, and those with fewer levels so that sums cannot saturate.
+        constant: name of its 8-bit weight, as integer kernels read it.
+        bits: of its codes.
+        remark: what is to be said of it, as the end of a sentence.
     """
 
     constant: str
-    channels: int
-    limited: int
+    bits: int
+    remark: str = ""
 
 
 def write_plans(
@@ -101,7 +102,7 @@ def _write_site(writer: QdqWriter, site: Site, scale: float, rounded: RoundedLay
     layer, weights = site.layer, rounded.weights
     if layer.kind == "MatMul":
         shift_added_bias(layer, rounded.shift, outputs)
-        return Written(writer.weight(layer, weights), len(weights.scales), weights.limited)
+        return Written(writer.weight(layer, weights), weights.grid.bits, rounded.remark)
     bias = np.zeros(len(weights.scales))
     if layer.bias is not None:
         bias = np.asarray(value_of(layer.bias), np.float64).reshape(-1)
@@ -109,4 +110,4 @@ def _write_site(writer: QdqWriter, site: Site, scale: float, rounded: RoundedLay
     name = writer.weight(layer, weights)
     if layer.bias is not None or np.any(rounded.shift):
         writer.bias(layer, *quantize_bias(bias + rounded.shift, scale, weights.scales))
-    return Written(name, len(weights.scales), weights.limited)
+    return Written(name, weights.grid.bits, rounded.remark)

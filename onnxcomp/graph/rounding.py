@@ -33,6 +33,18 @@ class RoundedLayer:
     loss: float | None = None
     note: str = ""
 
+    @property
+    def remark(self) -> str:
+        """What is to be said of it, as the end of a sentence."""
+        weights, remarks = self.weights, []
+        if weights.limited:
+            remarks.append(
+                f"{weights.limited} of {len(weights.scales)} channels have fewer levels, so that sums cannot saturate"
+            )
+        if self.loss is not None:
+            remarks.append(f"rounding adds {self.loss:.1g} of its outputs' variance")
+        return "".join(f"; {item}" for item in (*remarks, self.note) if item)
+
 
 def round_to_nearest(layer: WeightedLayer, precision: Precision, mean: Array | None = None) -> RoundedLayer:
     """Every weight on the nearest level.

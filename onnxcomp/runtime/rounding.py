@@ -15,8 +15,7 @@ import numpy as np
 
 from onnxcomp.data import Dataset
 from onnxcomp.graph.affine import shift_outputs
-from onnxcomp.graph.bias import added_bias
-from onnxcomp.graph.edit import output_ids
+from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.rounding import RoundedLayer
 from onnxcomp.linalg.gptq import damped, output_error
@@ -85,7 +84,7 @@ def round_calibrated(
             if not (regression.fitting.finite and regression.held_out.finite):
                 continue
             allowed = loss * layer.array().size / max(1, total)
-            fit = _Fit.of(regression, _takes_constants(work, layer))
+            fit = _Fit.of(regression, takes_constants(work.graph, layer))
             result = fit.rounded(layers[reference[layer.name]], allowed)
             rounded[layer.name] = result
             layer.set_matrix(result.weights.restored.reshape(layer.matrix().shape))
@@ -114,11 +113,6 @@ def _observe(
         wanted.setdefault(layer.node.inputs[0].name, []).append(regression)
     observe_pairs(work, model, dataset, wanted, progress)
     return seen
-
-
-def _takes_constants(model: Model, layer: WeightedLayer) -> bool:
-    """Whether there is a bias that can make up for a constant."""
-    return layer.kind != "MatMul" or added_bias(layer, output_ids(model.graph)) is not None
 
 
 @dataclass(frozen=True)
