@@ -46,6 +46,21 @@ def sqnr(original: Any, model: Model, data: Dataset, optimize: bool = True) -> f
     return compare(original, session.create(model, optimize=optimize), data).fidelity.sqnr_db
 
 
+def place(model: Model, data: Dataset) -> int:
+    """All layers that can on integers, with plain ranges, whatever it costs; returns how many."""
+    merge_biases(model.graph, infer_types(model))
+    layers = [layer for layer in weighted_layers(model) if not unsuitable(layer)]
+    split_hard_swishes(model.graph)
+    clip_hard_sigmoids(model.graph, layers)
+    plans = make_plans(model.graph, layers)
+    tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
+    limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
+    found = calibrate(model, data, tensors, [], limits=limits)
+    grids = {id(root): found.grid(root, "minmax") for plan in plans for root in plan.distinct_roots()}
+    write_plans(model.graph, plans, grids, round_to_nearest(layers, {}, False))
+    return len(layers)
+
+
 # -- gates -------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +226,44 @@ def test_a_rectifier_keeps_its_integer_kernel_where_a_constant_is_added_behind_i
     assert sqnr(original, model, data) > 30
 
 
+# -- upsampling --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factor", "position", "rounding", "tiles"),
+    [
+        (2, "asymmetric", "floor", True),
+        (3, "asymmetric", "floor", True),
+        (2, "half_pixel", "round_prefer_floor", True),
+        (5, "pytorch_half_pixel", "round_prefer_ceil", True),
+        (2, "asymmetric", "round_prefer_floor", True),
+        (3, "asymmetric", "round_prefer_floor", False),
+        (2, "half_pixel", "floor", False),
+        (2, "align_corners", "round_prefer_floor", False),
+        (1.5, "asymmetric", "floor", False),
+    ],
+)
+def test_upsampling_by_whole_factors_copies_rows_of_integers(
+    factor: float, position: str, rounding: str, tiles: bool
+) -> None:
+    """The values are those of Resize, whatever form it gets."""
+    net = Net(shape=(3, 6, 4))
+    hidden = net.activation(net.conv("x", 16))
+    scales = net.constant([1, 1, factor, factor])
+    modes = {"coordinate_transformation_mode": position, "nearest_mode": rounding}
+    net.conv(net.node("Resize", hidden, "", scales, mode="nearest", **modes), 16)
+    proto = net.proto()
+    del proto.graph.value_info[:]  # the channels are those of the convolution
+    model = Model.from_proto(proto)
+    data, original = data_for(model, net), session.create(model)
+    assert place(model, data) == 2
+    found = kernels(model)
+    assert (found["Tile"], found["Resize"]) == ((1, 0) if tiles else (0, 1))
+    assert found["QuantizeLinear"] == found["DequantizeLinear"] == 1
+    assert sqnr(original, model, data) > 30
+    assert sqnr(original, model, data, optimize=False) > 30
+
+
 # -- heads -------------------------------------------------------------------------------------------------
 
 
@@ -367,21 +420,6 @@ def test_quantizing_twice_changes_nothing(mode: str, tmp_path: Path) -> None:
 
 
 # -- any network -------------------------------------------------------------------------------------------
-
-
-def place(model: Model, data: Dataset) -> int:
-    """All layers that can on integers, with plain ranges, whatever it costs; returns how many."""
-    merge_biases(model.graph, infer_types(model))
-    layers = [layer for layer in weighted_layers(model) if not unsuitable(layer)]
-    split_hard_swishes(model.graph)
-    clip_hard_sigmoids(model.graph, layers)
-    plans = make_plans(model.graph, layers)
-    tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
-    limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
-    found = calibrate(model, data, tensors, [], limits=limits)
-    grids = {id(root): found.grid(root, "minmax") for plan in plans for root in plan.distinct_roots()}
-    write_plans(model.graph, plans, grids, round_to_nearest(layers, {}, False))
-    return len(layers)
 
 
 @settings(max_examples=50, deadline=None)

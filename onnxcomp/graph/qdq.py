@@ -12,6 +12,7 @@ from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.edit import Names, detach
 from onnxcomp.graph.given_grids import GivenGrid
 from onnxcomp.graph.layers import WeightedLayer, layer_name
+from onnxcomp.graph.upsampling import Upsampling
 from onnxcomp.linalg.int8 import Int8Weights
 from onnxcomp.linalg.ranges import grid
 
@@ -91,6 +92,30 @@ class QdqWriter:
             self._node("QuantizeLinear", [raw, *self._grid(scale / slope, zero_point)], codes),
             self._node("DequantizeLinear", [codes, *self._grid(scale, zero_point)], target),
         ]
+
+    def upsample(self, tensor: gs.Tensor, source: gs.Tensor, how: Upsampling, scale: float, zero_point: int) -> None:
+        """Repeat the integers of ``source``, which have been written, instead of letting a Resize do so.
+
+        With the channels last, each pixel is laid down several times, and then each row of these.
+        """
+        node, codes = tensor.inputs[0], self._codes[id(source)]
+        detach(node)
+        steps = [
+            ("Transpose", {"perm": [0, 2, 3, 1]}, None),
+            ("Tile", {}, np.array([1, 1, how.factor, how.factor], np.int64)),
+            ("Reshape", {}, np.array([0, -1, 0, how.channels], np.int64)),  # (N, H·f, W·f, C)
+            ("Transpose", {"perm": [0, 3, 1, 2]}, None),
+        ]
+        for op, attributes, constant in steps:
+            inputs = [codes] if constant is None else [codes, self._constant("repeats", constant)]
+            name = f"{tensor.name}_uint8"
+            codes = gs.Variable(self._names.new(name), np.dtype(np.uint8))
+            made = gs.Node(op, self._names.new(f"{name}_{op}"), attributes, inputs=inputs, outputs=[codes])
+            self._after[id(node)].append(made)
+        codes.shape = _shape(tensor)
+        self._codes[id(tensor)] = codes
+        dequantize = self._node("DequantizeLinear", [codes, *self._grid(scale, zero_point)], tensor)
+        self._after[id(node)].append(dequantize)
 
     def operand(self, node: gs.Node, index: int) -> None:
         """Hold a constant operand as integers."""

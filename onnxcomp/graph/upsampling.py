@@ -1,0 +1,92 @@
+"""Nearest-neighbour upsampling by whole factors: recognized, so that it can be written in faster operators.
+
+ONNX Runtime computes convolutions of integers with the channels last, and Resize in that layout value by value. There
+it is a matter of copying whole rows of channels, which Tile does many times as fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcomp.graph.constants import is_constant, shape_of, value_of
+
+__all__ = ["Upsampling", "upsampling"]
+
+_STANDARD = (None, "", "ai.onnx")
+_KEEP_CHANNELS = {
+    "Add",
+    "AveragePool",
+    "Clip",
+    "HardSigmoid",
+    "LeakyRelu",
+    "MaxPool",
+    "Mul",
+    "Relu",
+    "Resize",
+    "Sigmoid",
+}
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """Every value of (N, C, H, W) becomes a square.
+
+    Attributes:
+        factor: the side of the square.
+        channels: C.
+    """
+
+    factor: int
+    channels: int
+
+
+def upsampling(node: gs.Node) -> Upsampling | None:
+    """What a Resize does, if that is such an upsampling and its channels are known."""
+    if node.op != "Resize" or node.domain not in _STANDARD or "axes" in node.attrs or len(node.inputs) < 3:
+        return None
+    scales = value_of(node.inputs[2]) if node.inputs[2].name else None
+    if scales is None or scales.shape != (4,) or np.any(scales[:2] != 1) or scales[2] != scales[3]:
+        return None
+    factor, channels = float(scales[2]), _channels(node.inputs[0])
+    if channels is None or factor < 2 or factor != int(factor) or not _repeats(node, int(factor)):
+        return None
+    return Upsampling(int(factor), channels)
+
+
+def _repeats(node: gs.Node, factor: int) -> bool:
+    """Whether position i of the result is position i // factor before."""
+    if str(node.attrs.get("mode", "nearest")) != "nearest":
+        return False
+    position = str(node.attrs.get("coordinate_transformation_mode", "half_pixel"))
+    rounding = str(node.attrs.get("nearest_mode", "round_prefer_floor"))
+    if position == "asymmetric":  # i / factor
+        return rounding == "floor" or (rounding == "round_prefer_floor" and factor == 2)
+    # (i + 1/2) / factor - 1/2 is less than half a step away from it.
+    return position in ("half_pixel", "pytorch_half_pixel") and rounding.startswith("round_prefer")
+
+
+def _channels(tensor: gs.Tensor) -> int | None:
+    """The second dimension, as declared or as the weights of the convolutions before tell it.
+
+    What is combined has one channel, which is repeated, or as many as the result.
+    """
+    pending, seen = [tensor], set[int]()
+    while pending:
+        item = pending.pop()
+        node = item.inputs[0] if len(item.inputs) == 1 else None
+        shape = shape_of(item)
+        if shape is not None and len(shape) == 4 and isinstance(shape[1], int):
+            count: int | str | None = shape[1]
+        elif node is not None and node.op == "Conv" and node.domain in _STANDARD:
+            count = (shape_of(node.inputs[1]) or (None,))[0]
+        else:
+            count = None
+            if node is not None and node.op in _KEEP_CHANNELS and node.domain in _STANDARD and id(item) not in seen:
+                pending += [other for other in node.inputs if not is_constant(other)]
+        seen.add(id(item))
+        if isinstance(count, int) and count > 1:
+            return count
+    return None
