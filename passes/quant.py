@@ -11,14 +11,13 @@ from pydantic import Field
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
-from onnxcomp.graph.absorb import clip_hard_sigmoids
-from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
 from onnxcomp.graph.int8_forms import FormWriter
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
+from onnxcomp.graph.integer_preparation import prepare
 from onnxcomp.graph.integer_writer import Written
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
@@ -131,8 +130,7 @@ class Quant(Pass):
             for layer in division.store_instead(model.graph, layers, str(error)):
                 ctx.skip(layer, str(error))
             return
-        split_hard_swishes(model.graph)
-        clip_hard_sigmoids(model.graph, division.static)
+        prepare(model, division.static)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""

@@ -17,10 +17,9 @@ from onnxcomp import compress
 from onnxcomp.data import Dataset
 from onnxcomp.evaluate import compare
 from onnxcomp.graph import integer_grids
-from onnxcomp.graph.absorb import clip_hard_sigmoids
-from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.inferred import infer_types
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
+from onnxcomp.graph.integer_preparation import prepare
 from onnxcomp.graph.integer_writer import write_plans
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.products import merge_biases
@@ -50,8 +49,7 @@ def place(model: Model, data: Dataset) -> int:
     """All layers that can on integers, with plain ranges, whatever it costs; returns how many."""
     merge_biases(model.graph, infer_types(model))
     layers = [layer for layer in weighted_layers(model) if not unsuitable(layer)]
-    split_hard_swishes(model.graph)
-    clip_hard_sigmoids(model.graph, layers)
+    prepare(model, layers)
     plans = make_plans(model.graph, layers)
     tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
     limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
@@ -262,6 +260,25 @@ def test_upsampling_by_whole_factors_copies_rows_of_integers(
     assert found["QuantizeLinear"] == found["DequantizeLinear"] == 1
     assert sqnr(original, model, data) > 30
     assert sqnr(original, model, data, optimize=False) > 30
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_resize_of_some_axes_between_convolutions_runs(sizes: bool) -> None:
+    """ONNX Runtime 1.32 alone would fail on it, as it moves the channels to the end."""
+    net = Net(shape=(3, 8, 8), opset=18)
+    hidden = net.activation(net.conv("x", 32))
+    by = ["", "", net.constant([16, 24], np.int64)] if sizes else ["", net.constant([2, 2])]
+    modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    net.conv(net.node("Resize", hidden, *by, axes=[2, 3], **modes), 32)
+    proto = net.proto()
+    if sizes:  # no dimension of all is known otherwise
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    model = Model.from_proto(proto)
+    data = Dataset.from_feeds([net.feeds(1, seed) for seed in range(8)])
+    original = session.create(model)
+    quantize(model, data)
+    assert kernels(model)["QLinearConv"] == 2
+    assert sqnr(original, model, data) > 30
 
 
 # -- heads -------------------------------------------------------------------------------------------------

@@ -12,8 +12,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, shape_of, value_of
+from onnxcomp.graph.edit import Names
+from onnxcomp.graph.inferred import infer_types
+from onnxcomp.model import Model
 
-__all__ = ["Upsampling", "upsampling"]
+__all__ = ["Upsampling", "name_all_axes", "upsampling"]
 
 _STANDARD = (None, "", "ai.onnx")
 _KEEP_CHANNELS = {
@@ -54,6 +57,33 @@ def upsampling(node: gs.Node) -> Upsampling | None:
     if channels is None or factor < 2 or factor != int(factor) or not _repeats(node, int(factor)):
         return None
     return Upsampling(int(factor), channels)
+
+
+def name_all_axes(model: Model) -> None:
+    """Give each Resize of some axes the scales of all, as it had before operator set 18.
+
+    ONNX Runtime (seen with 1.32) moves the channels of integers last across such a Resize, and then fails to run it.
+    """
+    nodes = [node for node in model.graph.nodes if node.op == "Resize" and node.domain in _STANDARD]
+    if not any("axes" in node.attrs for node in nodes):
+        return
+    types, names = infer_types(model), Names(model.graph)
+    for node in nodes:
+        known = types.get(node.inputs[0].name)
+        if "axes" not in node.attrs or known is None or known.shape is None:
+            continue
+        scales, sizes = (value_of(node.inputs[index]) if len(node.inputs) > index else None for index in (2, 3))
+        everything = np.ones(len(known.shape), np.float32)
+        if scales is not None and scales.size:
+            everything[list(node.attrs["axes"])] = scales
+            node.inputs[2] = gs.Constant(names.new(f"{node.inputs[2].name}_all"), everything)
+        elif sizes is not None and known.static is not None:
+            full = np.array(known.static, np.int64)
+            full[list(node.attrs["axes"])] = sizes
+            node.inputs[3] = gs.Constant(names.new(f"{node.inputs[3].name}_all"), full)
+        else:
+            continue
+        del node.attrs["axes"]
 
 
 def _repeats(node: gs.Node, factor: int) -> bool:
