@@ -25,9 +25,10 @@ from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.products import merge_biases
 from onnxcomp.graph.rounding import round_to_nearest
 from onnxcomp.model import Model
-from onnxcomp.runtime import session
+from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.calibration import calibrate
 from onnxcomp.runtime.kernels import optimized_kernels
+from onnxcomp.runtime.target import Target
 from tests.generate import Net, networks
 from tests.quantizing import VNNI, kernels, quantize
 from tests.zoo import calibration, zoo_model
@@ -49,7 +50,7 @@ def place(model: Model, data: Dataset) -> int:
     """All layers that can on integers, with plain ranges, whatever it costs; returns how many."""
     merge_biases(model.graph, infer_types(model))
     layers = [layer for layer in weighted_layers(model) if not unsuitable(layer)]
-    prepare(model, layers)
+    layers = prepare(model, layers)
     plans = make_plans(model.graph, layers)
     tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
     limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
@@ -279,6 +280,52 @@ def test_a_resize_of_some_axes_between_convolutions_runs(sizes: bool) -> None:
     quantize(model, data)
     assert kernels(model)["QLinearConv"] == 2
     assert sqnr(original, model, data) > 30
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("rectified", [True, False])
+def test_a_transposed_convolution_without_overlap_runs_on_integers(rectified: bool, declared: bool) -> None:
+    net = Net(shape=(3, 6, 4))
+    x = net.conv_transpose(net.activation(net.conv("x", 16)), 8, kernel=3)
+    net.conv_transpose(net.activation(x) if rectified else x, 8, kernel=2)
+    proto = net.proto()
+    if not declared:
+        del proto.graph.value_info[:]
+    model = Model.from_proto(proto)
+    data, original = data_for(model, net), session.create(model)
+    assert place(model, data) == 3
+    found = kernels(model)
+    assert found["QLinearConv"] == 3
+    assert not {"ConvTranspose", "DepthToSpace", "Relu"} & set(found)
+    assert found["QuantizeLinear"] == found["DequantizeLinear"] == 1
+    assert sqnr(original, model, data) > 30
+    assert sqnr(original, model, data, optimize=False) > 30
+
+
+def test_a_transposed_convolution_that_returns_to_float_is_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = latency.LatencyComparison(0.5, 0.5, 0.5, 1.0, 2.0, 5, 1)
+    monkeypatch.setattr(latency, "compare", lambda *_, **__: slower)
+    net = Net(shape=(3, 6, 4))
+    net.activation(net.conv_transpose(net.activation(net.conv("x", 16)), 16, kernel=2))
+    model = net.model()
+    data, original = data_for(model, net), session.create(model)
+    decisions = quantize(model, data, target=Target.host())
+    assert Counter(decision.action for decision in decisions.values()) == {"stored": 1, "skipped": 1}
+    assert kernels(model)["ConvTranspose"] == 1
+    assert not {"DepthToSpace", "QLinearConv"} & set(kernels(model))
+    assert sqnr(original, model, data) > 40
+
+
+def test_transposed_convolutions_that_overlap_are_stored() -> None:
+    rng = np.random.default_rng(0)
+    net = Net(shape=(8, 6, 6))
+    x = net.activation(net.conv("x", 16))
+    weight = net.constant(0.1 * rng.standard_normal((16, 16, 3, 3)))
+    y = net.node("ConvTranspose", x, weight, strides=[2, 2], pads=[1] * 4)
+    model = net.model(y)
+    decisions = quantize(model, data_for(model, net))
+    assert decisions[f"/{y}"].action == "stored"
+    assert "no integer kernel for ConvTranspose" in decisions[f"/{y}"].reason
 
 
 # -- heads -------------------------------------------------------------------------------------------------

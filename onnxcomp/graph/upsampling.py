@@ -1,7 +1,7 @@
-"""Nearest-neighbour upsampling by whole factors: recognized, so that it can be written in faster operators.
+"""Upsampling by whole factors: recognized, so that it can be written in faster operators.
 
-ONNX Runtime computes convolutions of integers with the channels last, and Resize in that layout value by value. There
-it is a matter of copying whole rows of channels, which Tile does many times as fast.
+ONNX Runtime computes convolutions of integers with the channels last. In that layout Resize works value by value, and
+DepthToSpace does so in any. Both are a matter of copying rows of channels there, which is many times as fast.
 """
 
 from __future__ import annotations
@@ -35,20 +35,35 @@ _KEEP_CHANNELS = {
 
 @dataclass(frozen=True)
 class Upsampling:
-    """Every value of (N, C, H, W) becomes a square.
+    """Every pixel of (N, C, H, W) becomes a square.
 
     Attributes:
         factor: the side of the square.
-        channels: C.
+        channels: of the result.
+        shuffled: the channels of a pixel are those of all pixels of the square, row by row; else it is repeated.
     """
 
     factor: int
     channels: int
+    shuffled: bool
 
 
 def upsampling(node: gs.Node) -> Upsampling | None:
-    """What a Resize does, if that is such an upsampling and its channels are known."""
-    if node.op != "Resize" or node.domain not in _STANDARD or "axes" in node.attrs or len(node.inputs) < 3:
+    """What a Resize or DepthToSpace does, if that is such an upsampling and its channels are known."""
+    if node.domain not in _STANDARD or node.op not in ("Resize", "DepthToSpace"):
+        return None
+    return _nearest(node) if node.op == "Resize" else _shuffle(node)
+
+
+def _shuffle(node: gs.Node) -> Upsampling | None:
+    side, channels = int(node.attrs.get("blocksize", 1)), _channels(node.inputs[0])
+    if side < 2 or channels is None or channels % side**2 or str(node.attrs.get("mode", "DCR")) != "DCR":
+        return None
+    return Upsampling(side, channels // side**2, shuffled=True)
+
+
+def _nearest(node: gs.Node) -> Upsampling | None:
+    if "axes" in node.attrs or len(node.inputs) < 3:
         return None
     scales = value_of(node.inputs[2]) if node.inputs[2].name else None
     if scales is None or scales.shape != (4,) or np.any(scales[:2] != 1) or scales[2] != scales[3]:
@@ -56,7 +71,7 @@ def upsampling(node: gs.Node) -> Upsampling | None:
     factor, channels = float(scales[2]), _channels(node.inputs[0])
     if channels is None or factor < 2 or factor != int(factor) or not _repeats(node, int(factor)):
         return None
-    return Upsampling(int(factor), channels)
+    return Upsampling(int(factor), channels, shuffled=False)
 
 
 def name_all_axes(model: Model) -> None:
