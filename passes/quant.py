@@ -11,8 +11,6 @@ from pydantic import Field
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
-from onnxcomp.graph.absorb import clip_hard_sigmoids
-from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import shift_added_bias, takes_constants
 from onnxcomp.graph.constants import is_constant, value_of
@@ -20,6 +18,7 @@ from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
 from onnxcomp.graph.int8_forms import FormWriter
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
+from onnxcomp.graph.integer_preparation import give_up, prepare
 from onnxcomp.graph.integer_writer import Written
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
@@ -147,8 +146,7 @@ class Quant(Pass):
             for layer in division.store_instead(model.graph, layers, str(error)):
                 ctx.skip(layer, str(error))
             return
-        split_hard_swishes(model.graph)
-        clip_hard_sigmoids(model.graph, division.static)
+        division.static = prepare(model, division.static)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
@@ -195,7 +193,7 @@ class _Quantization:
         writer.finish()
         if division.static and not self._write_static(division.static):
             reason = "the model was measured to be slower with integer kernels on this machine"
-            self._store_instead(division.static, reason)
+            self._store_instead(give_up(self.model, division.static), reason)
         kernels = integer_kernels(self.model, dynamic)
         for layer in division.dynamic:
             written = dynamic[layer.name]
@@ -288,12 +286,10 @@ class _Quantization:
             what = "8-bit weights and activations" if bits == 8 else "4-bit weights, 8-bit activations"
             self.ctx.act(layer, "quantized", f"{what} ({how}); integer kernel {kernels[layer.name]}{remark}")
         reasons.update(more)
-        for layer in layers:
-            if layer.name in reasons:
-                self._store_instead([layer], reasons[layer.name])
-        names = {layer.name for layer in fused}
-        unfused = [layer for layer in layers if layer.name not in names]
-        self._store_instead(unfused, "ONNX Runtime does not fuse an integer kernel here")
+        names = {layer.name for layer in chosen}
+        for layer in give_up(self.model, [layer for layer in layers if layer.name not in names]):
+            reason = reasons.get(layer.name, "ONNX Runtime does not fuse an integer kernel here")
+            self._store_instead([layer], reason)
         return True
 
     def _is_slower(self, before: Skeleton) -> bool:

@@ -17,19 +17,19 @@ from onnxcomp import compress
 from onnxcomp.data import Dataset
 from onnxcomp.evaluate import compare
 from onnxcomp.graph import integer_grids
-from onnxcomp.graph.absorb import clip_hard_sigmoids
-from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.inferred import infer_types
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
+from onnxcomp.graph.integer_preparation import prepare
 from onnxcomp.graph.integer_writer import write_plans
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.products import merge_biases
 from onnxcomp.graph.rounding import round_to_nearest
 from onnxcomp.linalg.rounding import Precision
 from onnxcomp.model import Model
-from onnxcomp.runtime import session
+from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.calibration import calibrate
 from onnxcomp.runtime.kernels import optimized_kernels
+from onnxcomp.runtime.target import Target
 from tests.generate import Net, networks
 from tests.quantizing import VNNI, kernels, quantize
 from tests.zoo import calibration, zoo_model
@@ -45,6 +45,20 @@ def data_for(model: Model, net: Net, samples: int = 16) -> Dataset:
 
 def sqnr(original: Any, model: Model, data: Dataset, optimize: bool = True) -> float:
     return compare(original, session.create(model, optimize=optimize), data).fidelity.sqnr_db
+
+
+def place(model: Model, data: Dataset) -> int:
+    """All layers that can on integers, with plain ranges, whatever it costs; returns how many."""
+    merge_biases(model.graph, infer_types(model))
+    layers = [layer for layer in weighted_layers(model) if not unsuitable(layer)]
+    layers = prepare(model, layers)
+    plans = make_plans(model.graph, layers)
+    tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
+    limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
+    found = calibrate(model, data, tensors, [], limits=limits)
+    grids = {id(root): found.grid(root, "minmax") for plan in plans for root in plan.distinct_roots()}
+    write_plans(model.graph, plans, grids, {layer.name: round_to_nearest(layer, Precision()) for layer in layers})
+    return len(layers)
 
 
 # -- gates -------------------------------------------------------------------------------------------------
@@ -212,6 +226,109 @@ def test_a_rectifier_keeps_its_integer_kernel_where_a_constant_is_added_behind_i
     assert sqnr(original, model, data) > 30
 
 
+# -- upsampling --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factor", "position", "rounding", "tiles"),
+    [
+        (2, "asymmetric", "floor", True),
+        (3, "asymmetric", "floor", True),
+        (2, "half_pixel", "round_prefer_floor", True),
+        (5, "pytorch_half_pixel", "round_prefer_ceil", True),
+        (2, "asymmetric", "round_prefer_floor", True),
+        (3, "asymmetric", "round_prefer_floor", False),
+        (2, "half_pixel", "floor", False),
+        (2, "align_corners", "round_prefer_floor", False),
+        (1.5, "asymmetric", "floor", False),
+    ],
+)
+def test_upsampling_by_whole_factors_copies_rows_of_integers(
+    factor: float, position: str, rounding: str, tiles: bool
+) -> None:
+    """The values are those of Resize, whatever form it gets."""
+    net = Net(shape=(3, 6, 4))
+    hidden = net.activation(net.conv("x", 16))
+    scales = net.constant([1, 1, factor, factor])
+    modes = {"coordinate_transformation_mode": position, "nearest_mode": rounding}
+    net.conv(net.node("Resize", hidden, "", scales, mode="nearest", **modes), 16)
+    proto = net.proto()
+    del proto.graph.value_info[:]  # the channels are those of the convolution
+    model = Model.from_proto(proto)
+    data, original = data_for(model, net), session.create(model)
+    assert place(model, data) == 2
+    found = kernels(model)
+    assert (found["Tile"], found["Resize"]) == ((1, 0) if tiles else (0, 1))
+    assert found["QuantizeLinear"] == found["DequantizeLinear"] == 1
+    assert sqnr(original, model, data) > 30
+    assert sqnr(original, model, data, optimize=False) > 30
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_resize_of_some_axes_between_convolutions_runs(sizes: bool) -> None:
+    """ONNX Runtime 1.32 alone would fail on it, as it moves the channels to the end."""
+    net = Net(shape=(3, 8, 8), opset=18)
+    hidden = net.activation(net.conv("x", 32))
+    by = ["", "", net.constant([16, 24], np.int64)] if sizes else ["", net.constant([2, 2])]
+    modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    net.conv(net.node("Resize", hidden, *by, axes=[2, 3], **modes), 32)
+    proto = net.proto()
+    if sizes:  # no dimension of all is known otherwise
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    model = Model.from_proto(proto)
+    data = Dataset.from_feeds([net.feeds(1, seed) for seed in range(8)])
+    original = session.create(model)
+    quantize(model, data)
+    assert kernels(model)["QLinearConv"] == 2
+    assert sqnr(original, model, data) > 30
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("rectified", [True, False])
+def test_a_transposed_convolution_without_overlap_runs_on_integers(rectified: bool, declared: bool) -> None:
+    net = Net(shape=(3, 6, 4))
+    x = net.conv_transpose(net.activation(net.conv("x", 16)), 8, kernel=3)
+    net.conv_transpose(net.activation(x) if rectified else x, 8, kernel=2)
+    proto = net.proto()
+    if not declared:
+        del proto.graph.value_info[:]
+    model = Model.from_proto(proto)
+    data, original = data_for(model, net), session.create(model)
+    assert place(model, data) == 3
+    found = kernels(model)
+    assert found["QLinearConv"] == 3
+    assert not {"ConvTranspose", "DepthToSpace", "Relu"} & set(found)
+    assert found["QuantizeLinear"] == found["DequantizeLinear"] == 1
+    assert sqnr(original, model, data) > 30
+    assert sqnr(original, model, data, optimize=False) > 30
+
+
+def test_a_transposed_convolution_that_returns_to_float_is_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = latency.LatencyComparison(0.5, 0.5, 0.5, 1.0, 2.0, 5, 1)
+    monkeypatch.setattr(latency, "compare", lambda *_, **__: slower)
+    net = Net(shape=(3, 6, 4))
+    net.activation(net.conv_transpose(net.activation(net.conv("x", 16)), 16, kernel=2))
+    model = net.model()
+    data, original = data_for(model, net), session.create(model)
+    decisions = quantize(model, data, target=Target.host())
+    assert Counter(decision.action for decision in decisions.values()) == {"stored": 1, "skipped": 1}
+    assert kernels(model)["ConvTranspose"] == 1
+    assert not {"DepthToSpace", "QLinearConv"} & set(kernels(model))
+    assert sqnr(original, model, data) > 40
+
+
+def test_transposed_convolutions_that_overlap_are_stored() -> None:
+    rng = np.random.default_rng(0)
+    net = Net(shape=(8, 6, 6))
+    x = net.activation(net.conv("x", 16))
+    weight = net.constant(0.1 * rng.standard_normal((16, 16, 3, 3)))
+    y = net.node("ConvTranspose", x, weight, strides=[2, 2], pads=[1] * 4)
+    model = net.model(y)
+    decisions = quantize(model, data_for(model, net))
+    assert decisions[f"/{y}"].action == "stored"
+    assert "no integer kernel for ConvTranspose" in decisions[f"/{y}"].reason
+
+
 # -- heads -------------------------------------------------------------------------------------------------
 
 
@@ -368,21 +485,6 @@ def test_quantizing_twice_changes_nothing(mode: str, tmp_path: Path) -> None:
 
 
 # -- any network -------------------------------------------------------------------------------------------
-
-
-def place(model: Model, data: Dataset) -> int:
-    """All layers that can on integers, with plain ranges, whatever it costs; returns how many."""
-    merge_biases(model.graph, infer_types(model))
-    layers = [layer for layer in weighted_layers(model) if not unsuitable(layer)]
-    split_hard_swishes(model.graph)
-    clip_hard_sigmoids(model.graph, layers)
-    plans = make_plans(model.graph, layers)
-    tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
-    limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
-    found = calibrate(model, data, tensors, [], limits=limits)
-    grids = {id(root): found.grid(root, "minmax") for plan in plans for root in plan.distinct_roots()}
-    write_plans(model.graph, plans, grids, {layer.name: round_to_nearest(layer, Precision()) for layer in layers})
-    return len(layers)
 
 
 @settings(max_examples=50, deadline=None)

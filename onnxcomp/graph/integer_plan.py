@@ -18,9 +18,11 @@ from onnxcomp.codec import nested_graphs
 from onnxcomp.graph import integer_ops as ops
 from onnxcomp.graph.bodies import graphs_of_nodes
 from onnxcomp.graph.constants import is_constant, value_of
-from onnxcomp.graph.edit import output_ids
+from onnxcomp.graph.edit import output_ids, sole_consumer
 from onnxcomp.graph.given_grids import GivenGrid, given_grid, grid_beside, is_quantized_behind
 from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.transposed import makes_squares
+from onnxcomp.graph.upsampling import Upsampling, upsampling
 
 __all__ = ["IntegerPlan", "Site", "make_plan", "make_plans", "unsuitable"]
 
@@ -50,6 +52,7 @@ class IntegerPlan:
         tensors: to be held as integers, in graph order.
         roots: by ``id`` of such a tensor, the one whose values tell its grid.
         moves: by ``id`` of such a tensor, the tensor that its producer takes over integers and grid from.
+        upsamplings: by ``id`` of such a tensor that a Resize or DepthToSpace makes, what that copies where.
         given: by ``id`` of such a tensor, the grid that it, or a rounded copy beside it, has in the model already.
         gates: by ``id`` of such a tensor, the HardSigmoid or Sigmoid that computes it; its grid is 0, 1/255 … 1.
         rereads: by ``id`` of such a tensor, what it is of another one, whose integers may serve for it.
@@ -63,6 +66,7 @@ class IntegerPlan:
     tensors: list[gs.Tensor] = field(default_factory=list)
     roots: dict[int, gs.Tensor] = field(default_factory=dict)
     moves: dict[int, gs.Tensor] = field(default_factory=dict)
+    upsamplings: dict[int, Upsampling] = field(default_factory=dict)
     given: dict[int, GivenGrid] = field(default_factory=dict)
     gates: dict[int, gs.Node] = field(default_factory=dict)
     rereads: dict[int, ops.ScalarAffine] = field(default_factory=dict)
@@ -98,7 +102,7 @@ def unsuitable(layer: WeightedLayer) -> str:
         return "its weights or biases hold NaN or infinite values"
     if layer.kind == "other":
         return f"ONNX Runtime has no integer kernel for {layer.op} with this weight"
-    if layer.kind == "ConvTranspose":
+    if layer.kind == "ConvTranspose" and not makes_squares(layer):
         return "ONNX Runtime has no integer kernel for ConvTranspose"
     if layer.shared:
         return "the weight is shared with another node or output"
@@ -169,6 +173,9 @@ def _note_producer(plan: IntegerPlan, tensor: gs.Tensor, producer: gs.Node, outp
     elif producer.op in ops.MOVES:
         plan.moves[id(tensor)] = producer.inputs[0]
         plan.roots[id(tensor)] = plan.roots[id(producer.inputs[0])]
+        source = plan.given.get(id(producer.inputs[0]))
+        if (found := upsampling(producer)) is not None and (source is None or not source.signed):
+            plan.upsamplings[id(tensor)] = found
     elif producer.outputs[0] is tensor and (affine := ops.scalar_affine(producer)) is not None:
         # An offset is met to half a level only; the biases of the layers that read it make up for the rest.
         corrected = id(tensor) not in outputs and all(_corrects(plan, node, tensor) for node in tensor.outputs)
@@ -222,7 +229,12 @@ def _needed(
     """Inputs of the layers, results of the convolutions, and what integer kernels between them read."""
     pending = [site.source for site in sites]
     results = [site.result for site in sites if site.layer.kind == "Conv"]
-    pending += [result for result in results if not is_quantized_behind(result, outputs, order)]
+    for result in results:
+        if not is_quantized_behind(result, outputs, order):
+            pending.append(result)
+            reader = sole_consumer(result, outputs)
+            if reader is not None and reader.op == "DepthToSpace" and id(reader.outputs[0]) in reach:
+                pending.append(reader.outputs[0])  # bytes are faster to move than float32
     needed: dict[int, gs.Tensor] = {}
     while pending:
         tensor = pending.pop()

@@ -78,6 +78,8 @@ def _write_activations(writer: QdqWriter, plan: IntegerPlan, settled: SettledGri
             writer.given(tensor, plan.given[key], plan.readers)
         elif key in settled.shared:
             writer.reread(tensor, plan.rereads[key].source, *grid)
+        elif key in plan.upsamplings:
+            writer.upsample(tensor, plan.moves[key], plan.upsamplings[key], *grid)
         elif key in plan.gates and plan.gates[key].op == "HardSigmoid":
             writer.hard_sigmoid(plan.gates[key], *grid)
         elif key in plan.kernels:

@@ -14,6 +14,7 @@ from onnxcomp.graph.given_grids import GivenGrid
 from onnxcomp.graph.layers import WeightedLayer, layer_name
 from onnxcomp.graph.packed import Restorer
 from onnxcomp.graph.rows import RowLayout
+from onnxcomp.graph.upsampling import Upsampling
 from onnxcomp.linalg.ranges import grid
 from onnxcomp.linalg.weights import QuantizedWeights
 
@@ -94,6 +95,48 @@ class QdqWriter:
             self._node("QuantizeLinear", [raw, *self._grid(scale / slope, zero_point)], codes),
             self._node("DequantizeLinear", [codes, *self._grid(scale, zero_point)], target),
         ]
+
+    def upsample(self, tensor: gs.Tensor, source: gs.Tensor, how: Upsampling, scale: float, zero_point: int) -> None:
+        """Copy the integers of ``source``, which have been written, instead of a Resize or DepthToSpace.
+
+        With the channels last, the rows of channels of all pixels in a square follow each other by rows of it.
+        """
+        node, side, channels = tensor.inputs[0], how.factor, how.channels
+        codes = self._codes[id(source)]
+        detach(node)
+        last = self._added(node, "Transpose", [codes], tensor, perm=[0, 2, 3, 1])
+        if how.shuffled:  # (N, H, W, f, f·C)
+            split = self._added(node, "Reshape", [last, self._sizes(0, 0, 0, side, side * channels)], tensor)
+            rows = self._added(node, "Transpose", [split], tensor, perm=[0, 1, 3, 2, 4])
+            sizes = self._upsampled_sizes(node, codes, tensor, how)
+        else:
+            rows = self._added(node, "Tile", [last, self._sizes(1, 1, side, side)], tensor)
+            sizes = self._sizes(0, -1, 0, channels)
+        whole = self._added(node, "Reshape", [rows, sizes], tensor)
+        result = self._added(node, "Transpose", [whole], tensor, perm=[0, 3, 1, 2])
+        result.shape = _shape(tensor)
+        self._codes[id(tensor)] = result
+        dequantize = self._node("DequantizeLinear", [result, *self._grid(scale, zero_point)], tensor)
+        self._after[id(node)].append(dequantize)
+
+    def _upsampled_sizes(self, node: gs.Node, codes: gs.Tensor, tensor: gs.Tensor, how: Upsampling) -> gs.Tensor:
+        """N, H·f, W·f and C, as a run tells them."""
+        sizes = self._added(node, "Shape", [codes], tensor, np.int64)
+        sizes = self._added(node, "Gather", [sizes, self._sizes(0, 2, 3)], tensor, np.int64)
+        sizes = self._added(node, "Mul", [sizes, self._sizes(1, how.factor, how.factor)], tensor, np.int64)
+        return self._added(node, "Concat", [sizes, self._sizes(how.channels)], tensor, np.int64, axis=0)
+
+    def _added(
+        self, node: gs.Node, op: str, inputs: list[gs.Tensor], tensor: gs.Tensor, kind: Any = np.uint8, **attrs: Any
+    ) -> gs.Tensor:
+        """The output of a new operator that follows a node, named after a tensor."""
+        output = gs.Variable(self._names.new(f"{tensor.name}_{np.dtype(kind)}"), np.dtype(kind))
+        name = self._names.new(f"{output.name}_{op}")
+        self._after[id(node)].append(gs.Node(op, name, attrs, inputs=inputs, outputs=[output]))
+        return output
+
+    def _sizes(self, *sizes: int) -> gs.Constant:
+        return self._constant("sizes", np.array(sizes, np.int64))
 
     def operand(self, node: gs.Node, index: int) -> None:
         """Hold a constant operand as integers."""

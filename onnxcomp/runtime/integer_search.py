@@ -32,7 +32,7 @@ __all__ = ["IntegerSearch", "RangeChoice", "integer_kernels"]
 
 Array = np.ndarray[Any, Any]
 Grids: TypeAlias = dict[int, ranges.Grid]  # by ``id`` of a root
-RangeChoice: TypeAlias = Literal["auto"] | ranges.Method
+RangeChoice: TypeAlias = Literal["auto", ranges.Method]
 
 # Below it, outputs have little to do with the original's.
 LEAST_SQNR_DB = 6.0

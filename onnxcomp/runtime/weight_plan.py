@@ -56,7 +56,7 @@ class WeightPlan:
     avoid_saturation: bool
     progress: Progress = silent
     means: Mapping[int, Array] = field(default_factory=dict)
-    _rounded: dict[str, RoundedLayer] = field(default_factory=dict)
+    _rounded: dict[str, tuple[RowLayout, RoundedLayer]] = field(default_factory=dict)
     _on_integers: set[str] = field(default_factory=set)
 
     def decide(
@@ -75,13 +75,19 @@ class WeightPlan:
             return
         layers = {layer: self._precision(layer) for layer in observable}
         samples = self._affordable(dataset)
-        self._rounded = round_calibrated(self.model, layers, samples, self.loss, _STAGES, self.progress)
+        rounded = round_calibrated(self.model, layers, samples, self.loss, _STAGES, self.progress)
+        self._rounded = {
+            layer.name: (RowLayout.of(layer), rounded[layer.name]) for layer in layers if layer.name in rounded
+        }
 
     def of(self, layer: WeightedLayer, keep: bool = False) -> RoundedLayer:
         """What a layer gets; computed in each call, unless it was decided on samples or is to be kept."""
-        found = self._rounded.get(layer.name) or self._nearest(layer)
+        layout = RowLayout.of(layer)
+        known, found = self._rounded.get(layer.name, (None, None))
+        if found is None or known != layout:  # the layer may have got another form since
+            found = self._nearest(layer)
         if keep:
-            self._rounded[layer.name] = found
+            self._rounded[layer.name] = (layout, found)
         return found
 
     @property
