@@ -21,7 +21,7 @@ from onnxcomp.graph.rounding import RoundedLayer
 from onnxcomp.linalg.gptq import damped, output_error
 from onnxcomp.linalg.moments import Moments
 from onnxcomp.linalg.reconstruct import damping_for, fitted
-from onnxcomp.linalg.rounding import Precision, round_for_outputs
+from onnxcomp.linalg.rounding import Precision, round_for_outputs, round_nearest
 from onnxcomp.linalg.weights import QuantizedWeights
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -34,6 +34,7 @@ __all__ = ["MOST_INPUTS", "can_be_observed", "round_calibrated"]
 Array = np.ndarray[Any, Any]
 
 MOST_INPUTS = 4608  # their H takes 170 MB
+_CLEARLY = 0.8  # of the error is left
 
 
 def can_be_observed(layer: WeightedLayer) -> bool:
@@ -65,7 +66,7 @@ def round_calibrated(
         dataset: samples to observe them on.
         loss: what rounding to 4 bits may add to the outputs, over their variance; summed over all layers, as if each
             one's noise reached the model's outputs whole.
-        most_stages: how often the samples may be run.
+        most_stages: how often the samples may be run; once is without what the rounded layers before make of them.
 
     Returns:
         by name. Those that values reach which are not finite are missing.
@@ -79,13 +80,16 @@ def round_calibrated(
     total = sum(layer.array().size for layer in layers)
     rounded: dict[str, RoundedLayer] = {}
     for stage in stages(work, own, most_stages):
-        seen = _observe(work, model, stage, reference, dataset, progress)
+        fed = min(depth for depth, _ in stage) if most_stages > 1 else -1
+        seen = _observe(work, model, stage, fed, reference, dataset, progress)
         for layer, regression in seen:
             if not (regression.fitting.finite and regression.held_out.finite):
                 continue
             allowed = loss * layer.array().size / max(1, total)
-            fit = _Fit.of(regression, takes_constants(work.graph, layer))
-            result = fit.rounded(layers[reference[layer.name]], allowed)
+            precision, constants = layers[reference[layer.name]], takes_constants(work.graph, layer)
+            if precision.bits == 8 and not _pays(regression, constants, precision):
+                continue
+            result = _Fit.of(regression, constants).rounded(precision, allowed)
             rounded[layer.name] = result
             layer.set_matrix(result.weights.restored.reshape(layer.matrix().shape))
             if np.any(result.shift):
@@ -97,22 +101,38 @@ def _observe(
     work: Model,
     model: Model,
     stage: Sequence[tuple[int, WeightedLayer]],
+    fed: int,
     reference: dict[str, WeightedLayer],
     dataset: Dataset,
     progress: Progress,
 ) -> list[tuple[WeightedLayer, Regression]]:
-    """What the layers of a stage are fed and should give; those behind others of the stage as if these were exact."""
+    """What the layers of a stage are fed and should give; those deeper than ``fed`` as if all before were exact."""
     seen: list[tuple[WeightedLayer, Regression]] = []
     wanted: dict[str, list[Regression]] = {}
-    first = min(depth for depth, _ in stage)
     for depth, layer in stage:
         layout = layout_of(layer)
-        columns = np.arange(layout.size) if depth > first else None
+        columns = np.arange(layout.size) if depth > fed else None
         regression = Regression(layout, layout, reference[layer.name].matrix(), columns)
         seen.append((layer, regression))
         wanted.setdefault(layer.node.inputs[0].name, []).append(regression)
     observe_pairs(work, model, dataset, wanted, progress)
     return seen
+
+
+def _pays(regression: Regression, constants: bool, precision: Precision) -> bool:
+    """Whether rounding by outputs does clearly better than to the nearest level, on samples that it has not seen."""
+    fitting, held_out = regression.fitting, regression.held_out
+    if not constants:
+        fitting, held_out = fitting.uncentred(), held_out.uncentred()
+    if not held_out.count:
+        return True
+    fit = _Fit.to(regression.target.astype(np.float64), fitting)
+    H, rows = held_out.covariance, fit.W.reshape(-1, fit.W.shape[2])
+    errors = [
+        float(output_error(fit.W, H, weights.restored.reshape(fit.W.shape)).sum())
+        for weights in (round_for_outputs(fit.W, fit.H, precision), round_nearest(rows, precision))
+    ]
+    return errors[0] <= _CLEARLY * errors[1]
 
 
 @dataclass(frozen=True)
@@ -131,13 +151,18 @@ class _Fit:
 
     @classmethod
     def of(cls, regression: Regression, takes_constants: bool) -> _Fit:
+        """Fitted to all samples."""
         parts = regression.fitting, regression.held_out
         if not takes_constants:
             parts = parts[0].uncentred(), parts[1].uncentred()
-        seen = parts[0] + parts[1]
         W = regression.target.astype(np.float64)
         if regression.columns is None:
             W = fitted(W, *parts)[0]
+        return cls.to(W, parts[0] + parts[1])
+
+    @classmethod
+    def to(cls, W: Array, seen: Moments) -> _Fit:
+        """These weights, for such inputs."""
         return cls(W, damped(seen.covariance, damping_for(seen.count, W.shape[2])), seen)
 
     def rounded(self, precision: Precision, allowed: float) -> RoundedLayer:

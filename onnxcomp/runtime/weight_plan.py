@@ -30,6 +30,8 @@ RoundingChoice: TypeAlias = Literal["auto", "nearest", "gptq"]
 
 _STAGES = 12  # of rounding by outputs, each of which runs the data once
 _MACS = 4e10  # that the samples may take to run once
+_MACS_OF_8_BITS = 1.6e10
+_FEW_INPUTS = 64  # of an output; with more, rounding errors of 8 bits average out
 _LEAST_INPUTS = 64  # of an output; with fewer, 4 bits rounded to nearest lose much and save little
 
 
@@ -70,12 +72,14 @@ class WeightPlan:
             dataset: samples, or None.
         """
         self._on_integers = {layer.name for layer in on_integers}
-        observable = [layer for layer in (*on_integers, *stored) if can_be_observed(layer)]
-        if dataset is None or not observable or not self._goes_by_outputs:
+        observable = [layer for layer in (*on_integers, *stored) if can_be_observed(layer) and self._pays(layer)]
+        if dataset is None or not observable:
             return
         layers = {layer: self._precision(layer) for layer in observable}
-        samples = self._affordable(dataset)
-        rounded = round_calibrated(self.model, layers, samples, self.loss, _STAGES, self.progress)
+        few = self.bits == 8 and self.rounding == "auto"
+        samples = self._affordable(dataset, _MACS_OF_8_BITS if few else _MACS)
+        stages = 1 if few else _STAGES
+        rounded = round_calibrated(self.model, layers, samples, self.loss, stages, self.progress)
         self._rounded = {
             layer.name: (RowLayout.of(layer), rounded[layer.name]) for layer in layers if layer.name in rounded
         }
@@ -90,11 +94,13 @@ class WeightPlan:
             self._rounded[layer.name] = (layout, found)
         return found
 
-    @property
-    def _goes_by_outputs(self) -> bool:
-        if self.rounding == "auto":
-            return self.bits == 4 and not self.model.is_large
-        return self.rounding == "gptq"
+    def _pays(self, layer: WeightedLayer) -> bool:
+        """Whether the layer is to be rounded by what that does to its outputs."""
+        if self.rounding != "auto" or self.bits == 16:
+            return self.rounding == "gptq"
+        if self.model.is_large:
+            return False
+        return self.bits == 4 or layer.matrix().shape[2] <= _FEW_INPUTS
 
     def _nearest(self, layer: WeightedLayer) -> RoundedLayer:
         precision, note = self._precision(layer), ""
@@ -109,8 +115,8 @@ class WeightPlan:
             return Precision(4, self.block if RowLayout.of(layer).has_blocks else 0, careful)
         return Precision(8, 0, careful)
 
-    def _affordable(self, dataset: Dataset) -> Dataset:
+    def _affordable(self, dataset: Dataset, macs: float) -> Dataset:
         """As many samples as can be run for a number of multiply-accumulates, 16 at least."""
         shapes = observed(self.model, dataset.sample())
         each = cost(self.model, shapes).flops / 2 / dataset.least
-        return spread(dataset, max(16, int(_MACS / max(1.0, each))))
+        return spread(dataset, max(16, int(macs / max(1.0, each))))
