@@ -203,37 +203,52 @@ class IntegerSearch:
         layers, reasons = list(layers), dict[str, str]()
         sqnr = self.sqnr(layers)
         budget = _MOST_FLOAT * sum(self._macs.values())
-        for layer in self._order(layers)[:_TRIALS] if sqnr < wanted else ():
-            macs = self._macs.get(layer.name, 0)
-            left = [other for other in layers if other is not layer]
-            if macs > budget or not left:
+        for group in self._order(layers)[:_TRIALS] if sqnr < wanted else ():
+            returned = [layer for layer in group if layer.name not in reasons]
+            macs = sum(self._macs.get(layer.name, 0) for layer in returned)
+            left = [layer for layer in layers if layer not in returned]
+            if not returned or macs > budget or not left:
                 continue
             gain = (found := self.sqnr(left)) - sqnr
-            if gain >= _LEAST_GAIN + _GAIN_FOR_ALL * self._share(layer):
-                reasons[layer.name] = (
+            if gain >= _LEAST_GAIN + _GAIN_FOR_ALL * self._share(returned):
+                reason = (
                     f"in float the outputs' SQNR rises from {sqnr:.1f} to {found:.1f} dB, "
-                    f"for {self._share(layer):.1%} of the multiply-accumulates"
+                    f"for {self._share(returned):.1%} of the multiply-accumulates"
                 )
+                reasons.update(dict.fromkeys((layer.name for layer in returned), reason))
                 layers, sqnr, budget = left, found, budget - macs
                 if sqnr >= wanted:
                     break
         return layers, reasons
 
-    def _order(self, layers: Sequence[WeightedLayer]) -> list[WeightedLayer]:
-        """First those whose return saves most noise for the work; without any that save none."""
+    def _order(self, layers: Sequence[WeightedLayer]) -> list[list[WeightedLayer]]:
+        """First those whose return saves most noise for the work; without any that save little."""
         total = self._noise_of(layers)
-        saved = {
-            layer.name: total - self._noise_of([other for other in layers if other is not layer]) for layer in layers
-        }
-        useful = [layer for layer in layers if saved[layer.name] > 0.01 * total]
-        return sorted(useful, key=lambda layer: -saved[layer.name] / (0.01 + self._share(layer)))
+        saved: dict[tuple[str, ...], float] = {}
+        groups = {tuple(layer.name for layer in group): group for group in self._groups(layers)}
+        for names, group in groups.items():
+            saved[names] = total - self._noise_of([layer for layer in layers if layer not in group])
+        useful = [names for names in groups if saved[names] > 0.01 * total]
+        useful.sort(key=lambda names: -saved[names] / (0.01 + self._share(groups[names])))
+        return [groups[names] for names in useful]
+
+    def _groups(self, layers: Sequence[WeightedLayer]) -> list[list[WeightedLayer]]:
+        """Each layer alone, and all around each tensor that makes much noise: it is rounded while one of them is."""
+        groups = [[layer] for layer in layers]
+        around: dict[int, list[WeightedLayer]] = {}
+        for plan in self._plans(layers):
+            for site in plan.sites:
+                for root in {id(root) for root in plan.roots_around(site)}:
+                    around.setdefault(root, []).append(site.layer)
+        noisy = sorted(around, key=lambda root: -self.noise.get(root, 0.0))[:_TRIALS]
+        return groups + [around[root] for root in noisy if len(around[root]) > 1]
 
     def _noise_of(self, layers: Sequence[WeightedLayer]) -> float:
         roots = {id(root) for plan in self._plans(layers) for root in plan.distinct_roots()}
         return sum(self.noise.get(root, 0.0) for root in roots)
 
-    def _share(self, layer: WeightedLayer) -> float:
-        return self._macs.get(layer.name, 0) / max(1, sum(self._macs.values()))
+    def _share(self, layers: Sequence[WeightedLayer]) -> float:
+        return sum(self._macs.get(layer.name, 0) for layer in layers) / max(1, sum(self._macs.values()))
 
     def protect(self, layers: Sequence[WeightedLayer]) -> tuple[list[WeightedLayer], dict[str, str]]:
         """Return layers to float whatever it costs, until the outputs have ``LEAST_SQNR_DB``.
