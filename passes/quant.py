@@ -95,7 +95,7 @@ class Quant(Pass):
     )
     sqnr: Annotated[
         float, Field(ge=0, description="dB of the outputs below which layers return to float where that costs little")
-    ] = 20.0
+    ] = 22.0
     bits: Bits = Field(
         8, description="of a weight: 8; 4, where the layer bears it; 16: floating-point, stored for the file alone"
     )
@@ -116,7 +116,7 @@ class Quant(Pass):
     def run(self, model: Model, ctx: Context) -> None:
         layers = weighted_layers(model)
         self._check_names(layers)
-        if self.mode == "static":
+        if self.mode == "static" or self.rounding == "gptq":
             ctx.require_data()
         work = _Quantization(self, model, ctx, layers)
         division = divide(model.graph, layers, self.mode, self.keep, work.data is not None, halves=self.bits == 16)
