@@ -1,4 +1,4 @@
-"""quant: 8-bit weights and activations, in the form that ONNX Runtime runs on integer kernels."""
+"""quant: weights of 8 or 4 bits and activations of 8, in the form that ONNX Runtime runs on integer kernels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LEAST_SPEED = 0.95
 
 
 class Quant(Pass):
-    """Quantize weights to 8 bits, and activations where ONNX Runtime then runs integer kernels.
+    """Quantize weights to 8 bits (or 4), and activations where ONNX Runtime then runs integer kernels.
 
     Each weighted layer gets one of these forms:
 
@@ -63,7 +63,8 @@ class Quant(Pass):
 
     1. The optimized graph is inspected. A layer for which no integer kernel appears is stored.
     2. Layers go back to float, with 8-bit weights, while the SQNR of the outputs on calibration samples is
-       below ``sqnr``, where that gains much for little work; and whatever the work until it is 6 dB.
+       below ``sqnr``, where that gains much for little work: one by one, or all around one activation. And
+       whatever the work until it is 6 dB.
     3. Where the target is this machine and the model with integer kernels is measured to be slower than
        before, its layers are stored instead: many small or depthwise convolutions spend more on conversions
        than they save.
@@ -73,12 +74,23 @@ class Quant(Pass):
     6. A model below operator set 13 is raised to it. Where one of its operators changed in a way that no rule
        covers, ``auto`` stores all layers, and the other modes fail.
 
+    With ``bits=4``, weights are codes of 4 bits times a factor for each ``block`` of inputs and a scale for each
+    output channel. ONNX Runtime restores them when it loads the model, for the same kernels: an eighth of the
+    file, the speed of 8 bits or float. Layers whose share of ``loss`` does not suffice get 8 bits; tables keep
+    8. With calibration data the codes are those that change the outputs least (GPTQ), each layer making up for
+    those before it. With ``bits=16`` all weights are stored in float16, and nothing else changes.
+
+    In 8 bits and with calibration data, layers of up to 64 inputs are rounded by GPTQ too, where held-out samples
+    confirm a gain: depthwise and first convolutions, whose few rounding errors do not average out.
+
     A layer named in ``keep`` that stands alone between quantized ones is still fed and read in 8 bits, and
     ONNX Runtime (seen with 1.32) may round its weights when it loads the model, with one scale for all of
     them. So it is best to keep layers that follow each other.
 
     Scales are laid out as in Krishnamoorthi 2018 (arXiv:1806.08342); ranges are chosen as
-    ``onnxcomp.linalg.ranges`` says; biases are corrected as in Nagel et al. 2019 (arXiv:1906.04721).
+    ``onnxcomp.linalg.ranges`` says; biases are corrected as in Nagel et al. 2019 (arXiv:1906.04721); GPTQ is that
+    of Frantar et al. 2023 (arXiv:2210.17323), and 4 bits beneath 8 are laid out as in Lin et al. 2024
+    (arXiv:2405.04532).
     """
 
     name: ClassVar[str] = "quant"
@@ -101,7 +113,8 @@ class Quant(Pass):
     )
     rounding: RoundingChoice = Field(
         "auto",
-        description="of weights: to the nearest level, or by GPTQ for the outputs (needs data); auto: GPTQ in 4 bits",
+        description="of weights: to the nearest level, or by GPTQ for the outputs (needs data); "
+        "auto: by GPTQ in 4 bits, and in 8 bits where an output has few inputs",
     )
     loss: Annotated[
         float,

@@ -19,6 +19,7 @@ from onnxcomp.linalg.rounding import Precision
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.calibration import spread
+from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.rounding import can_be_observed, round_calibrated
 from onnxcomp.runtime.shapes import observed
 
@@ -100,7 +101,7 @@ class WeightPlan:
             return self.rounding == "gptq"
         if self.model.is_large:
             return False
-        return self.bits == 4 or layer.matrix().shape[2] <= _FEW_INPUTS
+        return self.bits == 4 or layout_of(layer).size <= _FEW_INPUTS
 
     def _nearest(self, layer: WeightedLayer) -> RoundedLayer:
         precision, note = self._precision(layer), ""
