@@ -109,10 +109,13 @@ def preprocessed(model: Path) -> Path:
 
 def without_unused(proto: Any) -> Any:
     """The model less the float weights that nothing reads any more; some tools leave them in the file."""
-    used = {name for node in proto.graph.node for name in node.input} | {value.name for value in proto.graph.output}
-    if any(attribute.g.node or attribute.graphs for node in proto.graph.node for attribute in node.attribute):
+    graph = proto.graph
+    if any(attribute.g.node or attribute.graphs for node in graph.node for attribute in node.attribute):
         return proto  # bodies may read them
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    nodes = [node for node in graph.node if node.op_type != "Constant" or node.output[0] in used]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
     return proto
