@@ -26,6 +26,7 @@ from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
+from onnxcomp.runtime.smooth import smooth
 from onnxcomp.runtime.target import Target
 from onnxcomp.storage.skeleton import Skeleton
 
@@ -45,7 +46,7 @@ class Quant(Pass):
       so that ONNX Runtime fuses QLinearConv, QGemm or MatMulIntegerToFloat. Weights: int8, symmetric, one
       scale for each output channel. Activations: uint8, one scale for each tensor. Biases: int32.
     - **dynamic**: MatMul and Gemm as DynamicQuantizeLinear and MatMulInteger; the range of the activation is
-      found in every run.
+      found in every run. With data, wide channels of the activation are divided or kept apart where that pays.
     - **table**: an embedding (Gather of rows) as int8 rows that are dequantized behind the Gather.
     - **stored**: a layer without an integer kernel keeps an int8 weight that ONNX Runtime restores when it
       loads the model: a quarter of the file, the speed of float.
@@ -76,7 +77,8 @@ class Quant(Pass):
     them. So it is best to keep layers that follow each other.
 
     Scales are laid out as in Krishnamoorthi 2018 (arXiv:1806.08342); ranges are chosen as
-    ``onnxcomp.linalg.ranges`` says; biases are corrected as in Nagel et al. 2019 (arXiv:1906.04721).
+    ``onnxcomp.linalg.ranges`` says, wide channels are treated as ``onnxcomp.linalg.smoothing`` says; biases
+    are corrected as in Nagel et al. 2019 (arXiv:1906.04721).
     """
 
     name: ClassVar[str] = "quant"
@@ -156,11 +158,13 @@ class _Quantization:
         self.careful = ctx.target.int8_saturates
         self.calibration = Calibration()
         self.rounded: dict[str, RoundedLayer] = {}
+        self.smoothed: dict[str, str] = {}
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
     def write(self, division: Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
+            self.smoothed = smooth(self.model, division.dynamic, self.data, self.ctx.progress)
             self.calibration = self._calibrate(division)
             self._leave_unseen(division)
         self.rounded = round_to_nearest(division.static, self.calibration.means, self.careful)
@@ -177,6 +181,8 @@ class _Quantization:
         kernels = integer_kernels(self.model, dynamic)
         for layer in division.dynamic:
             reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
+            if layer.name in self.smoothed:
+                reason += f"; {self.smoothed[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
 
     def _calibrate(self, division: Division) -> Calibration:
