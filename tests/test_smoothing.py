@@ -9,7 +9,6 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantizing import build, quantize
 
 from onnxcomp.data import Dataset
 from onnxcomp.evaluate import compare
@@ -19,6 +18,7 @@ from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.linalg.smoothing import rounding_error, treatments
 from onnxcomp.model import Model
 from onnxcomp.runtime import session
+from tests.quantizing import build, quantize
 
 Array = np.ndarray[Any, Any]
 
