@@ -112,7 +112,7 @@ class Quant(Pass):
         self._check_names(layers)
         if self.mode == "static":
             ctx.require_data()
-        if ctx.data is None and self.mode != "weights":
+        if ctx.data is None and self.mode != "weights" and layers:
             ctx.warn(_WITHOUT_DATA)
         work = _Quantization(self, model, ctx, layers)
         division = divide(model.graph, layers, self.mode, self.keep, calibrated=work.data is not None)
