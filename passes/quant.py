@@ -128,7 +128,7 @@ class Quant(Pass):
     loss: Annotated[
         float,
         Field(ge=0, description="part of the outputs' variance that 4 bits may cost; layers over their share get 8"),
-    ] = 0.02
+    ] = 0.005
     block: Annotated[
         int, Field(ge=0, le=1024, description="neighbouring weights with a factor of their own in 4 bits; 0: none")
     ] = 32
