@@ -49,7 +49,7 @@ class MatMulLayout:
     groups: int = 1
 
     def view(self, array: Array) -> tuple[Array, int]:
-        array = array.T if self.transposed else array
+        array = array.T if self.transposed else np.atleast_2d(array)  # a vector is one position
         if array.shape[-1] != self.size:
             raise ValueError(f"input {array.shape} does not end in the {self.size} inputs of the layer")
         return array, array.ndim - 1

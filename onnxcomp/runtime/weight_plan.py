@@ -99,9 +99,8 @@ class WeightPlan:
         """Whether the layer is to be rounded by what that does to its outputs."""
         if self.rounding != "auto" or self.bits == 16:
             return self.rounding == "gptq"
-        if self.model.is_large:
-            return False
-        return self.bits == 4 or layout_of(layer).size <= _FEW_INPUTS
+        few = layout_of(layer).size <= _FEW_INPUTS
+        return few if self.bits == 8 else not self.model.is_large
 
     def _nearest(self, layer: WeightedLayer) -> RoundedLayer:
         precision, note = self._precision(layer), ""
