@@ -139,6 +139,10 @@ class Dataset:
         """How many feeds one iteration yields."""
         return self._source.batches(self._units, self._batch)
 
+    def in_batches(self, most: int) -> Dataset:
+        """The same samples, at most so many in a feed (of those that may be fed together at all)."""
+        return Dataset(self._source, self._units, self._labels, max(1, min(self._batch, most)))
+
     def sample(self) -> dict[str, Array]:
         """The least that the model can be fed: its first sample."""
         return next(self._source.feeds(self._units[:1], 1))

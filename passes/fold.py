@@ -21,6 +21,7 @@ from onnxcomp.graph.inferred import infer_types
 from onnxcomp.graph.inlining import inline_functions
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.noops import remove_noops
+from onnxcomp.graph.products import merge_biases
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage
 from onnxcomp.runtime.session import create
@@ -42,7 +43,7 @@ class Fold(Pass):
        included). Not when it is a graph output, or when only nested graphs read it (each would get a copy).
     2. A deterministic standard operator whose inputs are all constant is computed by ONNX Runtime, in bodies
        too. Not when the file would grow by more than 4 KiB (Expand, a second layout of a shared weight), and
-       never ``DequantizeLinear``, which is how quantized weights are stored.
+       never ``DequantizeLinear``, or Cast and Mul of 8-bit integers, which is how quantized weights are stored.
     3. ``Shape`` of a tensor whose dimensions follow from the declared graph inputs becomes a constant, and
        so does a Gather or Slice of the known part of a partly dynamic shape. Dimensions that were only seen
        in a run, or only claimed by the file for an inner tensor, are never folded: dynamic axes stay dynamic.
@@ -94,7 +95,7 @@ class Fold(Pass):
             graph.cleanup()
             types = infer_types(model)
             changes = remove_noops(graph, types) + (fold_static_shapes(graph, types) if shapes else 0)
-            changes += recognize_hard_sigmoids(graph)
+            changes += recognize_hard_sigmoids(graph) + merge_biases(graph, types)
             results = evaluate_constants(graph, model.opset)
             computed.update(map(id, results))
             found = absorb_affine(model) + absorb_input_affine(model)

@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from onnxcomp.codec import all_graphs
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
-from onnxcomp.evaluate import Evaluator, metric_named
-from onnxcomp.graph.activations import split_hard_swishes
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.int8_division import Division, Mode, divide, is_storable
 from onnxcomp.graph.int8_forms import FormWriter
 from onnxcomp.graph.integer_plan import make_plans, unsuitable
-from onnxcomp.graph.integer_writer import Written, mean_output_error, write_plans
+from onnxcomp.graph.integer_preparation import give_up, prepare
+from onnxcomp.graph.integer_writer import Written
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
-from onnxcomp.linalg import ranges
-from onnxcomp.linalg.int8 import quantize_weights
+from onnxcomp.graph.rounding import RoundedLayer, round_to_nearest
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
-from onnxcomp.runtime.kernels import optimized_kernels
+from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
 from onnxcomp.runtime.target import Target
 from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Quant"]
 
 OPSET = 13  # DequantizeLinear with a scale for each channel
-# Below it, outputs have little to do with the original's, and layers are taken back to float.
-LEAST_SQNR_DB = 6.0
-# Layers whose damage is measured one by one, and samples to measure on.
-_SUSPECTS = 24
-_MEASURED_SAMPLES = 32
 # Integer kernels that make the model this much slower are not worth it.
 _LEAST_SPEED = 0.95
-_METHODS: tuple[ranges.Method, ...] = ("mse", "percentile", "minmax")
-_QUANTIZED_OPS = {
-    "QuantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-}
 
 
 class Quant(Pass):
@@ -72,11 +54,14 @@ class Quant(Pass):
     others. A layer in a branch that no calibration sample takes is stored. So are the weights of model-local
     functions, and once for all its readers a weight that several layers share.
 
+    Layers that are quantized already stay as they are, whoever quantized them and in whatever form. The others
+    of such a model are quantized, on the grids that activations have already.
+
     What happens besides:
 
     1. The optimized graph is inspected. A layer for which no integer kernel appears is stored.
-    2. The layers that hurt most go back to float too, until the SQNR of the outputs on calibration samples
-       is 6 dB or more.
+    2. Layers go back to float, with 8-bit weights, while the SQNR of the outputs on calibration samples is
+       below ``sqnr``, where that gains much for little work; and whatever the work until it is 6 dB.
     3. Where the target is this machine and the model with integer kernels is measured to be slower than
        before, its layers are stored instead: many small or depthwise convolutions spend more on conversions
        than they save.
@@ -103,19 +88,18 @@ class Quant(Pass):
         description="auto: static, but dynamic for MatMuls where these hold most weights, and without data; "
         "weights: store every layer, for the file alone",
     )
-    ranges: Literal["auto", "mse", "percentile", "minmax"] = Field(
-        "auto", description="how activation ranges are chosen; auto: what gives the outputs the highest SQNR"
+    ranges: RangeChoice = Field(
+        "auto", description="how activation ranges are chosen; auto: by the error of the outputs, for each tensor"
     )
-    samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 64
+    sqnr: Annotated[
+        float, Field(ge=0, description="dB of the outputs below which layers return to float where that costs little")
+    ] = 20.0
+    samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 128
     keep: tuple[str, ...] = Field((), description="names of layers to leave in float")
 
     def run(self, model: Model, ctx: Context) -> None:
         layers = weighted_layers(model)
         self._check_names(layers)
-        if _is_quantized(model):
-            for layer in layers:
-                ctx.skip(layer, "the model is quantized already")
-            return
         if self.mode == "static":
             ctx.require_data()
         work = _Quantization(self, model, ctx, layers)
@@ -124,11 +108,13 @@ class Quant(Pass):
             ctx.skip(layer, reason)
         if division.empty:
             return
-        before = model.skeleton().size
+        state, before = model.checkpoint(), model.skeleton().size
         if division.static or division.dynamic or division.tables:
             self._raise_opset(model, ctx, division)
         work.write(division)
-        if model.skeleton().size >= before:
+        if all(decision.action == "skipped" for decision in ctx.decisions):
+            state.restore()
+        elif model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
 
     def _raise_opset(self, model: Model, ctx: Context, division: Division) -> None:
@@ -144,12 +130,10 @@ class Quant(Pass):
             for layer in division.store_instead(model.graph, layers, str(error)):
                 ctx.skip(layer, str(error))
             return
-        split_hard_swishes(model.graph)
+        division.static = prepare(model, division.static)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
-        if _is_quantized(model):
-            return "nothing: the model is quantized already"
         layers = weighted_layers(model)
         reasons = [reason for layer in layers if (reason := unsuitable(layer))]
         return f"{len(layers) - len(reasons)} of {len(layers)} layers could run on integer kernels{because(reasons)}"
@@ -171,6 +155,7 @@ class _Quantization:
         self.layers = layers
         self.careful = ctx.target.int8_saturates
         self.calibration = Calibration()
+        self.rounded: dict[str, RoundedLayer] = {}
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
     def write(self, division: Division) -> None:
@@ -178,9 +163,7 @@ class _Quantization:
         if self.data is not None:
             self.calibration = self._calibrate(division)
             self._leave_unseen(division)
-            if division.static:
-                measured = spread(self.data, _MEASURED_SAMPLES)
-                self.evaluator = Evaluator(self.model.copy(), measured, metric_named("sqnr"))
+        self.rounded = round_to_nearest(division.static, self.calibration.means, self.careful)
         writer = FormWriter(self.model.graph)
         dynamic = {layer.name: self._write_dynamic(writer, layer) for layer in division.dynamic}
         for layer in division.tables:
@@ -190,8 +173,8 @@ class _Quantization:
         writer.finish()
         if division.static and not self._write_static(division.static):
             reason = "the model was measured to be slower with integer kernels on this machine"
-            self._store_instead(division.static, reason)
-        kernels = self._kernels(dynamic)
+            self._store_instead(give_up(self.model, division.static), reason)
+        kernels = integer_kernels(self.model, dynamic)
         for layer in division.dynamic:
             reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
@@ -202,8 +185,9 @@ class _Quantization:
             (layer.node.inputs[0], 1 if layer.kind == "Conv" else -1) for layer in (*division.static, *division.dynamic)
         ]
         assert self.data is not None
-        tensors = [tensor for plan in plans for tensor in plan.tensors if id(tensor) not in plan.gates]
-        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress)
+        tensors = [tensor for plan in plans for tensor in plan.tensors if not plan.is_known(tensor)]
+        limits = {key: pair for plan in plans for key, pair in plan.limits.items()}
+        return calibrate(self.model, self.data, tensors, channels, self.ctx.progress, limits)
 
     def _leave_unseen(self, division: Division) -> None:
         """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
@@ -221,10 +205,8 @@ class _Quantization:
     # -- forms without Q/DQ pairs --------------------------------------------------------------------------
 
     def _write_dynamic(self, writer: FormWriter, layer: WeightedLayer) -> Written:
-        rows = layer.matrix()[0]
-        weights = quantize_weights(rows, self.careful)
-        means = self.calibration.means.get(id(layer.node.inputs[0]))
-        shift = np.zeros(len(rows)) if means is None else -mean_output_error(layer, weights, means)
+        rounded = round_to_nearest([layer], self.calibration.means, self.careful)[layer.name]
+        weights, shift = rounded.weights, rounded.shift
         bias = None
         if layer.kind == "MatMul":
             shift_added_bias(layer, shift, output_ids(self.model.graph))
@@ -232,7 +214,7 @@ class _Quantization:
             bias = np.asarray(value_of(layer.bias), np.float64).reshape(-1) + shift
         elif np.any(shift):
             bias = shift
-        return Written(writer.dynamic(layer, weights, bias), len(rows), weights.limited)
+        return Written(writer.dynamic(layer, weights, bias), len(shift), weights.limited)
 
     def _write_stored(self, writer: FormWriter, stored: list[tuple[WeightedLayer, str]]) -> None:
         for layer, reason in stored:
@@ -248,25 +230,26 @@ class _Quantization:
         Returns:
             False, with the graph as it was, when that was measured to be slower.
         """
-        self.state = self.model.checkpoint()
-        logged, before = len(self.ctx.decisions), self.model.skeleton()
-        methods = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
-        wanted, layers = layers, self._drop_unfused(layers, methods[0])
-        fused = {layer.name for layer in layers}
-        results = {method: self._sqnr(layers, method) for method in methods}
-        method = max(methods, key=lambda item: results[item])
-        layers = self._protect(layers, method, results[method])
-        written = self._build(layers, method)
-        if layers and self._is_slower(before):
-            self.state.restore()
-            del self.ctx.decisions[logged:]
+        assert self.data is not None
+        before = self.model.skeleton()
+        search = IntegerSearch(self.model, self.data, self.calibration, self.rounded, self.ctx.progress)
+        fused = search.fused(layers)
+        how = search.choose_grids(fused, self.options.ranges) if fused else ""
+        chosen, reasons = search.relieve(fused, self.options.sqnr)
+        chosen, more = search.protect(chosen)
+        written = search.build(chosen)
+        if chosen and self._is_slower(before):
+            search.restore()
             return False
-        kernels = self._kernels(written)
-        for layer in layers:
-            reason = f"8-bit weights and activations ({method} ranges); integer kernel {kernels[layer.name]}"
+        kernels = integer_kernels(self.model, written)
+        for layer in chosen:
+            reason = f"8-bit weights and activations ({how}); integer kernel {kernels[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(written[layer.name]))
-        unfused = [layer for layer in wanted if layer.name not in fused]
-        self._store_instead(unfused, "ONNX Runtime does not fuse an integer kernel here")
+        reasons.update(more)
+        names = {layer.name for layer in chosen}
+        for layer in give_up(self.model, [layer for layer in layers if layer.name not in names]):
+            reason = reasons.get(layer.name, "ONNX Runtime does not fuse an integer kernel here")
+            self._store_instead([layer], reason)
         return True
 
     def _is_slower(self, before: Skeleton) -> bool:
@@ -288,82 +271,6 @@ class _Quantization:
             else:
                 self.ctx.skip(layer, reason)
         writer.finish()
-
-    def _build(self, layers: list[WeightedLayer], method: ranges.Method) -> dict[str, Written]:
-        """Quantize exactly these layers."""
-        self.state.restore()
-        plans = make_plans(self.model.graph, layers)
-        roots = [root for plan in plans for root in plan.distinct_roots()]
-        grids = {id(root): self.calibration.grid(root, method) for root in roots}
-        return write_plans(self.model.graph, plans, grids, self.calibration.means, self.careful)
-
-    def _drop_unfused(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
-        """Only the layers for which ONNX Runtime makes an integer kernel; dropping one may unfuse another."""
-        while layers:
-            kernels = self._kernels(self._build(layers, method))
-            fused = [layer for layer in layers if kernels[layer.name]]
-            if len(fused) == len(layers):
-                break
-            layers = fused
-        return layers
-
-    def _kernels(self, written: dict[str, Written]) -> dict[str, str]:
-        """By layer, the operator of the optimized graph that reads its 8-bit weight, or nothing."""
-        if not written:
-            return {}
-        readers: dict[str, str] = {}
-        for kernel in optimized_kernels(self.model):
-            if kernel.op not in ("DequantizeLinear", "Cast"):
-                readers.update(dict.fromkeys(kernel.inputs, kernel.op))
-        return {name: readers.get(item.constant, "") for name, item in written.items()}
-
-    def _sqnr(self, layers: list[WeightedLayer], method: ranges.Method) -> float:
-        """SQNR of the outputs in dB with these layers quantized."""
-        self._build(layers, method)
-        return self.evaluator.evaluate(self.model).fidelity.sqnr_db
-
-    def _protect(self, layers: list[WeightedLayer], method: ranges.Method, sqnr: float) -> list[WeightedLayer]:
-        """Take the layers that hurt most back to float until the outputs are good enough.
-
-        Raises:
-            PassError: that is not reached.
-        """
-        if sqnr >= LEAST_SQNR_DB:
-            return layers
-        alone = {layer.name: self._sqnr([layer], method) for layer in self._suspects(layers, method)}
-        worst = sorted(alone, key=lambda name: alone[name])
-        count = 1
-        while count <= len(worst):
-            left = [layer for layer in layers if layer.name not in worst[:count]]
-            if not left:
-                break
-            if (sqnr := self._sqnr(left, method)) >= LEAST_SQNR_DB:
-                for name in worst[:count]:
-                    reason = f"too sensitive: quantized alone it leaves an SQNR of {alone[name]:.1f} dB"
-                    self.ctx.skip(name, reason)
-                return left
-            count = count + 1 if count < 4 else 2 * count
-        raise PassError(
-            f"quant leaves an SQNR of {sqnr:.1f} dB even without its most sensitive layers; give calibration "
-            "data like the model's real inputs, or name more layers in option keep"
-        )
-
-    def _suspects(self, layers: list[WeightedLayer], method: ranges.Method) -> list[WeightedLayer]:
-        """The layers whose activations lose most by rounding."""
-        lost: dict[str, float] = {}
-        for plan in make_plans(self._restored().graph, layers):
-            for site in plan.sites:
-                root = plan.roots[id(site.source)]
-                lost[site.layer.name] = 0.0 if id(root) in plan.gates else self.calibration.noise(root, method)
-        return sorted(layers, key=lambda layer: -lost[layer.name])[:_SUSPECTS]
-
-    def _restored(self) -> Model:
-        self.state.restore()
-        return self.model
-
-
-def _is_quantized(model: Model) -> bool:
-    return any(node.op in _QUANTIZED_OPS for graph in all_graphs(model.graph) for node in graph.nodes)
 
 
 def _limited(written: Written) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxcomp.context import Context, Decision
@@ -15,9 +16,21 @@ from onnxcomp.passes.quant import Quant
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
 
-__all__ = ["VNNI", "kernels", "quantize"]
+__all__ = ["VNNI", "build", "kernels", "quantize"]
+
+Array = np.ndarray[Any, Any]
 
 VNNI = Target.parse("x86-vnni")
+
+
+def build(body: str, arrays: dict[str, Array], opset: int = 17) -> Model:
+    """A model of ONNX's textual graph syntax; ``arrays`` become initializers."""
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{body}')
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()
+    )
+    onnx.checker.check_model(proto)
+    return Model.from_proto(proto)
 
 
 def quantize(model: Model, data: Dataset | None, target: Target = VNNI, **options: Any) -> dict[str, Decision]:

@@ -25,19 +25,10 @@ from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
 from tests.generate import Program, Statement, statements
-from tests.quantizing import VNNI, kernels, quantize
+from tests.quantizing import VNNI, build, kernels, quantize
 from tests.zoo import calibration, zoo_model
 
 Array = np.ndarray[Any, Any]
-
-
-def build(body: str, arrays: dict[str, Array], opset: int = 17) -> Model:
-    """A model of ONNX's textual graph syntax; ``arrays`` become initializers."""
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{body}')
-    for name, array in arrays.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.checker.check_model(proto)
-    return Model.from_proto(proto)
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, Array]:

@@ -18,7 +18,7 @@ from onnxcomp.model import Model
 from onnxcomp.runtime import session
 from onnxcomp.runtime.gram import Gram
 from onnxcomp.runtime.raising import obstacle
-from onnxcomp.runtime.statistics import Histogram, Moments, observe
+from onnxcomp.runtime.statistics import Histogram, Means, observe
 from tests.generate import Program, Statement, statements
 
 Array = np.ndarray[Any, Any]
@@ -53,7 +53,7 @@ def test_what_bodies_compute_is_what_unrolled_code_computes(
 ) -> None:
     net = Program(program, seed, integral=True, outer_weights=outer)
     model = net.model()
-    data = Dataset.from_arrays({"x": net.inputs(6)}, model=model)
+    data = Dataset.from_feeds([{"x": net.inputs(6)}])
     expected: dict[Any, list[Array]] = {key: [] for key in net.products}
     for feeds in data.feeds():
         result, seen = net.run(feeds["x"])
@@ -168,21 +168,20 @@ def test_statistics_of_bodies_are_those_of_the_unrolled_values(program: list[Sta
     net = Program(program, seed, integral=True)
     model = net.model()
     data = Dataset.from_arrays({"x": net.inputs(4)}, model=model)
-    found = {key: (Histogram(64), Moments(axis=-1)) for key in net.products}
+    found = {key: (Histogram(64), Means(axis=-1)) for key in net.products}
     wanted = {name: found[steps, name] for steps, name in net.products if not steps}
     inner = {Address(steps, name): found[steps, name] for steps, name in net.products if steps}
     observe(model, data, wanted, inner=inner)
-    expected = {key: (Histogram(64), Moments(axis=-1)) for key in net.products}
+    expected = {key: (Histogram(64), Means(axis=-1)) for key in net.products}
     for feeds in data.feeds():
         for key, arrays in net.run(feeds["x"])[1].items():
             for array in [] if _varies_in_a_scan(model, key[0]) else arrays:
                 for accumulator in expected[key]:
                     accumulator.update(array)
-    for key, (histogram, moments) in expected.items():
+    for key, (histogram, means) in expected.items():
         assert found[key][0].count == histogram.count
         np.testing.assert_array_equal(found[key][0].counts, histogram.counts)
-        np.testing.assert_allclose(found[key][1].mean, moments.mean, atol=1e-12)
-        np.testing.assert_allclose(found[key][1].variance, moments.variance, atol=1e-12)
+        np.testing.assert_allclose(found[key][1].mean, means.mean, atol=1e-12)
 
 
 def test_the_second_moment_of_a_layer_in_a_body_is_that_of_the_unrolled_layer() -> None:

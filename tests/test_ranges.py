@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcomp.linalg.ranges import choose, grid, minmax, mse, percentile, quantization_noise
+from onnxcomp.linalg.ranges import candidates, choose, entropy, grid, minmax, mse, percentile, quantization_noise
 
 Array = np.ndarray[Any, Any]
 
@@ -100,3 +100,43 @@ def test_empty_and_constant_histograms() -> None:
     constant = np.array([7]), np.array([2.5, 2.5])
     for method in ("minmax", "percentile", "mse"):
         assert choose(method, *constant) == pytest.approx((0.0, 2.5), rel=0.02)  # type: ignore[arg-type]
+
+
+def divergence_written_out(values: Array, low: float, high: float, edges: Array, levels: int) -> float:
+    """Kullback-Leibler divergence of the values, clipped, from what is left of them on the levels."""
+    inside = (values >= low) & (values <= high)
+    centres = (edges[:-1] + edges[1:]) / 2
+    kept = [index for index, centre in enumerate(centres) if low <= centre <= high]
+    bins = np.histogram(values, edges)[0].astype(float)
+    p = bins[kept]
+    p[0] += bins[: kept[0]].sum()
+    p[-1] += bins[kept[-1] + 1 :].sum()
+    q = np.zeros(len(kept))
+    for level in range(levels):
+        members = [index for index in range(len(kept)) if index * levels // len(kept) == level]
+        filled = [index for index in members if bins[kept[index]] > 0]
+        for index in filled:
+            q[index] = sum(bins[kept[member]] for member in members) / len(filled)
+    assert inside.any()
+    p, q = p / p.sum(), q / q.sum()
+    return float(sum(a * np.log(a / max(b, 1e-9)) for a, b in zip(p, q, strict=True) if a > 0))
+
+
+@pytest.mark.parametrize("kind", ["normal", "rectified", "heavy", "outlier"])
+def test_entropy_picks_the_candidate_of_least_divergence(kind: str) -> None:
+    values = draw(kind, 3)
+    counts, edges = histogram(values, 512)
+    low, high = minmax(counts, edges)
+    found = divergence_written_out(values, *entropy(counts, edges, 32), edges, 32)
+    for factor in (1.0, 0.75, 0.5, 0.25, 0.125):
+        if ((edges[:-1] >= factor * low) & (edges[1:] <= factor * high)).sum() > 32:
+            assert found <= divergence_written_out(values, factor * low, factor * high, edges, 32) + 1e-9
+
+
+def test_candidates_are_ranges_of_every_kind_the_widest_first() -> None:
+    counts, edges = histogram(draw("heavy", 4))
+    found = candidates(counts, edges)
+    assert found[0] == minmax(counts, edges)
+    assert {mse(counts, edges), percentile(counts, edges), entropy(counts, edges)} <= set(found)
+    widths = [high - low for low, high in found]
+    assert widths == sorted(widths, reverse=True)

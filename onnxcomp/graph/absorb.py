@@ -7,6 +7,7 @@ one value per channel, follow a Conv, ConvTranspose or Gemm as y = f · x + g; t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from onnxcomp.graph.edit import Names, detach, output_ids, sole_consumer
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.model import Model
 
-__all__ = ["Absorbed", "absorb_affine", "bias_of", "obstacle", "per_channel", "set_bias"]
+__all__ = ["Absorbed", "absorb_affine", "bias_of", "clip_hard_sigmoids", "obstacle", "per_channel", "set_bias"]
 
 Array = np.ndarray[Any, Any]
 
@@ -69,6 +70,29 @@ def absorb_affine(model: Model) -> list[Absorbed]:
             layer.node.outputs[0] = result
             results.append(Absorbed(layer.node, description))
     return results
+
+
+def clip_hard_sigmoids(graph: gs.Graph, layers: Iterable[WeightedLayer]) -> None:
+    """HardSigmoid(x) = Clip(a · x + b, 0, 1): where it alone follows a layer, the layer computes a · x + b.
+
+    An integer kernel then clips by the levels it has.
+
+    Args:
+        graph: the main graph.
+        layers: those that may change.
+    """
+    names, outputs, graph_of = Names(graph), output_ids(graph), graphs_of_nodes(graph)
+    for layer in layers:
+        follower = sole_consumer(layer.node.outputs[0], outputs)
+        if layer.kind not in _KINDS or follower is None or follower.op != "HardSigmoid" or follower.domain:
+            continue
+        if graph_of.get(id(follower)) is not graph_of[id(layer.node)] or obstacle(layer):
+            continue
+        channels = _channels(layer)
+        slope, offset = float(follower.attrs.pop("alpha", 0.2)), float(follower.attrs.pop("beta", 0.5))
+        _apply(layer, np.full(channels, slope), np.full(channels, offset), names, outputs)
+        follower.op = "Clip"
+        follower.inputs += [gs.Constant(names.new(f"limit_{limit}"), np.array(limit, np.float32)) for limit in (0, 1)]
 
 
 def obstacle(layer: WeightedLayer) -> str:

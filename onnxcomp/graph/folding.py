@@ -19,6 +19,7 @@ from onnxcomp.codec.origins import attributes_aside
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import detach, output_ids
 from onnxcomp.graph.inferred import TensorType, tensor_type
+from onnxcomp.graph.layers import casts_stored_weight
 from onnxcomp.runtime.trial import Trial
 
 __all__ = ["evaluate_constants", "fold_static_shapes", "lift_constants"]
@@ -38,7 +39,7 @@ _RANDOM = {
     "Multinomial",
     "Bernoulli",
 }
-# DequantizeLinear of a constant is how a quantized weight is stored.
+# DequantizeLinear of a constant is how a quantized weight is stored; so are Cast and Mul.
 _NOT_FOLDED = {"Constant", "DequantizeLinear", "Dropout", *_RANDOM}
 _NUMBERS = "biuf"
 
@@ -167,6 +168,8 @@ def _slice(positions: Array, node: gs.Node, parameters: list[Array | None]) -> A
 
 def _foldable(node: gs.Node, outputs: set[int]) -> bool:
     if node.domain not in (None, "", "ai.onnx") or node.op in _NOT_FOLDED or not node.outputs:
+        return False
+    if casts_stored_weight(node):
         return False
     if any(isinstance(value, (gs.Graph, gs.Node.AttributeRef)) for value in node.attrs.values()):
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ import onnx_graphsurgeon as gs
 from onnxcomp.graph.bias import shift_added_bias
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.edit import Names, output_ids
-from onnxcomp.graph.integer_plan import COMBINES, GATE_LEVELS, IntegerPlan, Site
-from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.integer_grids import SettledGrids, settle
+from onnxcomp.graph.integer_ops import COMBINES
+from onnxcomp.graph.integer_plan import IntegerPlan, Site
 from onnxcomp.graph.qdq import QdqWriter
-from onnxcomp.linalg.int8 import Int8Weights, least_scales, quantize_bias, quantize_weights
+from onnxcomp.graph.rounding import RoundedLayer
+from onnxcomp.linalg.int8 import least_scales, quantize_bias, with_least_scales
 
-__all__ = ["Written", "mean_output_error", "write_plans"]
+__all__ = ["Written", "write_plans"]
 
 Array = np.ndarray[Any, Any]
 Grid = tuple[float, int]
@@ -41,8 +43,7 @@ def write_plans(
     root: gs.Graph,
     plans: Sequence[IntegerPlan],
     grids: Mapping[int, Grid],
-    means: Mapping[int, Array],
-    avoid_saturation: bool,
+    rounded: Mapping[str, RoundedLayer],
 ) -> dict[str, Written]:
     """Put plans into the graph and its bodies.
 
@@ -50,10 +51,7 @@ def write_plans(
         root: the main graph.
         plans: from ``make_plans`` of it.
         grids: scale and zero point by ``id`` of the plans' roots.
-        means: by ``id`` of an activation, its mean in each input channel, float64. The mean of the error that
-            rounding the weights makes is taken out of the bias (Nagel et al. 2019, "Data-free quantization
-            through weight equalization and bias correction", arXiv:1906.04721, section 4.2).
-        avoid_saturation: see ``quantize_weights``.
+        rounded: weights and corrections of biases, by name of the plans' layers.
 
     Returns:
         by name of the layer, what was written.
@@ -61,22 +59,29 @@ def write_plans(
     names, outputs = Names(root), output_ids(root)
     written = {}
     for plan in plans:
-        writer = QdqWriter(plan.graph, names)
+        writer, settled = QdqWriter(plan.graph, names), settle(plan, grids)
         for site in plan.sites:
-            scale, mean = _grid_of(site.source, plan, grids)[0], means.get(id(site.source))
-            written[site.layer.name] = _write_site(writer, site, scale, mean, avoid_saturation, outputs)
-        _write_activations(writer, plan, grids)
+            layer = _with_missing(rounded[site.layer.name], settled.missing.get(id(site.source), 0.0))
+            scale = settled.grids[id(site.source)][0]
+            written[site.layer.name] = _write_site(writer, site, scale, layer, outputs)
+        _write_activations(writer, plan, settled)
         writer.finish()
     root.cleanup()
     return written
 
 
-def _write_activations(writer: QdqWriter, plan: IntegerPlan, grids: Mapping[int, Grid]) -> None:
+def _write_activations(writer: QdqWriter, plan: IntegerPlan, settled: SettledGrids) -> None:
     for tensor in plan.tensors:
-        grid = _grid_of(tensor, plan, grids)
-        if id(tensor) in plan.gates:
-            writer.gate(plan.gates[id(tensor)])
-        elif id(tensor) in plan.fused:
+        key, grid = id(tensor), settled.grids[id(tensor)]
+        if key in plan.given:
+            writer.given(tensor, plan.given[key], plan.readers)
+        elif key in settled.shared:
+            writer.reread(tensor, plan.rereads[key].source, *grid)
+        elif key in plan.upsamplings:
+            writer.upsample(tensor, plan.moves[key], plan.upsamplings[key], *grid)
+        elif key in plan.gates and plan.gates[key].op == "HardSigmoid":
+            writer.hard_sigmoid(plan.gates[key], *grid)
+        elif key in plan.kernels:
             writer.result(tensor, *grid)
         else:
             writer.reading(tensor, *grid, plan.readers)
@@ -87,46 +92,24 @@ def _write_activations(writer: QdqWriter, plan: IntegerPlan, grids: Mapping[int,
                     writer.operand(node, index)
 
 
-def mean_output_error(layer: WeightedLayer, weights: Int8Weights, means: Array) -> Array:
-    """Mean of what rounded weights add to each output, shape (out,), for inputs of these means.
-
-    Padding is left out of account.
-    """
-    matrix = layer.matrix()
-    groups, outs, columns = matrix.shape
-    error = weights.codes.astype(np.float64) * weights.scales.astype(np.float64)[:, None]
-    error = error.reshape(matrix.shape) - matrix
-    per_input = means.reshape(groups, -1)
-    kernel = columns // per_input.shape[1]
-    summed = error.reshape(groups, outs, per_input.shape[1], kernel).sum(axis=3)
-    result: Array = np.einsum("goi,gi->go", summed, per_input).reshape(-1)
-    return result
+def _with_missing(rounded: RoundedLayer, missing: float) -> RoundedLayer:
+    """The layer for an activation that lacks a constant, which padding is left out of account for."""
+    if not missing:
+        return rounded
+    sums = rounded.weights.codes.sum(axis=1, dtype=np.int64) * rounded.weights.scales.astype(np.float64)
+    return replace(rounded, shift=rounded.shift + missing * sums)
 
 
-def _grid_of(tensor: gs.Tensor, plan: IntegerPlan, grids: Mapping[int, Grid]) -> Grid:
-    root = plan.roots[id(tensor)]
-    return (1.0 / GATE_LEVELS, 0) if id(root) in plan.gates else grids[id(root)]
-
-
-def _write_site(
-    writer: QdqWriter,
-    site: Site,
-    scale: float,
-    means: Array | None,
-    avoid_saturation: bool,
-    outputs: set[int],
-) -> Written:
-    layer = site.layer
-    matrix = layer.matrix()
-    rows = matrix.reshape(-1, matrix.shape[-1])
-    bias = np.zeros(len(rows))
+def _write_site(writer: QdqWriter, site: Site, scale: float, rounded: RoundedLayer, outputs: set[int]) -> Written:
+    layer, weights = site.layer, rounded.weights
+    if layer.kind == "MatMul":
+        shift_added_bias(layer, rounded.shift, outputs)
+        return Written(writer.weight(layer, weights), len(weights.scales), weights.limited)
+    bias = np.zeros(len(weights.scales))
     if layer.bias is not None:
         bias = np.asarray(value_of(layer.bias), np.float64).reshape(-1)
-    weights = quantize_weights(rows, avoid_saturation, least_scales(bias, scale))
-    shift = np.zeros(len(rows)) if means is None else -mean_output_error(layer, weights, means)
-    if layer.kind == "MatMul":
-        shift_added_bias(layer, shift, outputs)
+    weights = with_least_scales(weights, least_scales(bias + rounded.shift, scale))
     name = writer.weight(layer, weights)
-    if layer.kind != "MatMul" and (layer.bias is not None or np.any(shift)):
-        writer.bias(layer, *quantize_bias(bias + shift, scale, weights.scales))
-    return Written(name, len(rows), weights.limited)
+    if layer.bias is not None or np.any(rounded.shift):
+        writer.bias(layer, *quantize_bias(bias + rounded.shift, scale, weights.scales))
+    return Written(name, len(weights.scales), weights.limited)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.codec.origins import nested_graphs
@@ -13,7 +14,7 @@ from onnxcomp.graph.constants import assign, is_constant, shape_of, value_of
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.model import Model
 
-__all__ = ["WeightedLayer", "layer_name", "weighted_layers"]
+__all__ = ["WeightedLayer", "casts_stored_weight", "layer_name", "weighted_layers"]
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "other"]
@@ -23,6 +24,21 @@ MIN_WEIGHTS = 16
 
 # Their weight is a matrix even where one side is 1 wide; elsewhere (1, C, 1, 1) is a scale or a bias.
 _MATRIX_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Where operators that compute with integers have their weight.
+_INTEGER_WEIGHTS = {
+    "QLinearConv": 3,
+    "ConvInteger": 1,
+    "QLinearMatMul": 3,
+    "MatMulInteger": 1,
+    "QGemm": 3,
+    "DynamicQuantizeLSTM": 1,
+    "DynamicQuantizeMatMul": 1,
+    "GatherBlockQuantized": 0,
+    "MatMulIntegerToFloat": 1,
+    "MatMulNBits": 1,
+    "QAttention": 1,
+}
+_STANDARD = (None, "", "ai.onnx")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +55,8 @@ class WeightedLayer:
         nested: inside the body of an If, Loop or Scan, or inside a model-local function.
         function: name of that function, with its domain, or nothing.
         shared: several nodes, or several inputs of one node, use this weight tensor, or a graph gives it out.
-        quantized: the weight reaches the node through DequantizeLinear.
+        quantized: the weight is made of integers that the node computes with, or that reach it through
+            DequantizeLinear, or Cast and Mul.
     """
 
     name: str
@@ -68,9 +85,9 @@ class WeightedLayer:
 
     @property
     def weight(self) -> gs.Tensor:
-        """The constant that holds the weight (behind DequantizeLinear, if any)."""
+        """The constant that holds the weight: the integers of a quantized one."""
         tensor = self.node.inputs[self.weight_index]
-        return tensor.inputs[0].inputs[0] if self.quantized else tensor
+        return _integers_behind(tensor) or tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -161,7 +178,7 @@ def _layer(node: gs.Node, nested: bool, function: str, outputs: set[int]) -> Wei
     index, quantized = found
     kind, out_axis, in_axis, groups = _layout(node, index)
     tensor = node.inputs[index]
-    weight = tensor.inputs[0].inputs[0] if quantized else tensor
+    weight = _integers_behind(tensor) or tensor
     return WeightedLayer(
         name=f"{function}/{layer_name(node)}" if function else layer_name(node),
         node=node,
@@ -178,16 +195,13 @@ def _layer(node: gs.Node, nested: bool, function: str, outputs: set[int]) -> Wei
 
 
 def _find_weight(node: gs.Node) -> tuple[int, bool] | None:
-    """Position of the largest constant with two axes or more, and whether it passes DequantizeLinear."""
+    """Position of the largest constant with two axes or more, and whether it is made of integers."""
     best: tuple[int, bool] | None = None
     best_size = MIN_WEIGHTS - 1
     for index, tensor in enumerate(node.inputs):
-        quantized = (
-            len(tensor.inputs) == 1
-            and tensor.inputs[0].op == "DequantizeLinear"
-            and is_constant(tensor.inputs[0].inputs[0])
-        )
-        source = tensor.inputs[0].inputs[0] if quantized else tensor
+        source = _integers_behind(tensor)
+        quantized = source is not None or _computes_with_integers(node, index)
+        source = source or tensor
         if not is_constant(source) or not (quantized or _is_float(source)):
             continue
         shape = shape_of(source) or ()
@@ -198,34 +212,75 @@ def _find_weight(node: gs.Node) -> tuple[int, bool] | None:
     return best
 
 
+def _integers_behind(tensor: gs.Tensor) -> gs.Tensor | None:
+    """The constant that DequantizeLinear, or Cast and Mul by a constant, make this tensor of."""
+    producer = _producer(tensor)
+    if producer is None:
+        return None
+    if producer.op == "DequantizeLinear":
+        source: gs.Tensor = producer.inputs[0]
+        return source if is_constant(source) else None
+    if producer.op != "Mul" or len(producer.inputs) != 2 or sum(map(is_constant, producer.inputs)) != 1:
+        return None
+    cast = _producer(next(item for item in producer.inputs if not is_constant(item)))
+    if cast is None or cast.op != "Cast" or not is_constant(cast.inputs[0]):
+        return None
+    source = cast.inputs[0]
+    return source if _is_small_integer(source) else None
+
+
+def _producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The standard operator that computes a tensor of something."""
+    node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    return node if node is not None and node.domain in _STANDARD and node.inputs else None
+
+
+def casts_stored_weight(node: gs.Node) -> bool:
+    """Whether the node is the Cast of a weight that Cast and Mul restore from small integers."""
+    if node.op != "Cast" or not node.outputs or not node.outputs[0].outputs:
+        return False
+    return all(_integers_behind(item) is not None for reader in node.outputs[0].outputs for item in reader.outputs)
+
+
+def _computes_with_integers(node: gs.Node, index: int) -> bool:
+    """Whether the node multiplies with this input as integers, or looks up rows of integers to be dequantized."""
+    tensor = node.inputs[index]
+    if not is_constant(tensor) or not _is_small_integer(tensor):
+        return False
+    if node.op == "Gather":
+        readers = {reader.op for item in node.outputs for reader in item.outputs}
+        return index == 0 and bool(readers) and readers <= {"DequantizeLinear", *_INTEGER_WEIGHTS}
+    return _INTEGER_WEIGHTS.get(node.op) == index
+
+
 def _is_float(tensor: gs.Tensor) -> bool:
-    if isinstance(tensor, gs.Constant):
-        dtype = tensor.dtype
-    else:
-        value = value_of(tensor)
-        dtype = None if value is None else value.dtype
-    return str(dtype) in ("float16", "float32", "float64", "bfloat16")
+    return _dtype_name(tensor) in ("float16", "float32", "float64", "bfloat16")
+
+
+def _is_small_integer(tensor: gs.Tensor) -> bool:
+    return _dtype_name(tensor) in ("int8", "uint8", "int4", "uint4", "int2", "uint2")
+
+
+def _dtype_name(tensor: gs.Tensor) -> str:
+    dtype = tensor.dtype if isinstance(tensor, gs.Constant) else getattr(value_of(tensor), "dtype", None)
+    if isinstance(dtype, int):  # types that NumPy lacks are ONNX's numbers
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
+    return str(dtype)
 
 
 def _layout(node: gs.Node, index: int) -> tuple[Kind, int, int, int]:
     group, transposed = (node.attrs.get(name) for name in ("group", "transB"))
     # In a function it may be what each call says.
     groups = group if isinstance(group, int) and node.op in ("Conv", "ConvTranspose") else 1
-    if node.domain not in (None, "", "ai.onnx"):
+    if node.domain not in _STANDARD:
         return "other", 0, 0, 1
     if node.op == "Conv" and index == 1:
         return "Conv", 0, 1, groups
     if node.op == "ConvTranspose" and index == 1:
         return "ConvTranspose", 1, 0, groups
-    rank = len(shape_of(_source(node.inputs[index])) or ())
+    rank = len(shape_of(_integers_behind(node.inputs[index]) or node.inputs[index]) or ())
     if node.op == "Gemm" and index == 1 and (transposed is None or isinstance(transposed, int)):
         return ("Gemm", 0, 1, 1) if transposed else ("Gemm", 1, 0, 1)
     if node.op == "MatMul" and index == 1 and rank == 2:
         return "MatMul", 1, 0, 1
     return "other", 0, 0, 1
-
-
-def _source(tensor: gs.Tensor) -> gs.Tensor:
-    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "DequantizeLinear":
-        return tensor.inputs[0].inputs[0]
-    return tensor

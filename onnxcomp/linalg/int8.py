@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Int8Weights", "can_saturate", "quantize_bias", "quantize_weights"]
+__all__ = ["Int8Weights", "can_saturate", "least_scales", "quantize_bias", "quantize_weights", "with_least_scales"]
 
 Array = np.ndarray[Any, Any]
 
@@ -34,7 +34,7 @@ class Int8Weights:
     limited: int = 0
 
 
-def quantize_weights(matrix: Array, avoid_saturation: bool = False, least_scales: Array | None = None) -> Int8Weights:
+def quantize_weights(matrix: Array, avoid_saturation: bool = False) -> Int8Weights:
     """Round every row to 127 levels on each side of zero; its scale comes from its largest magnitude.
 
     Args:
@@ -42,7 +42,6 @@ def quantize_weights(matrix: Array, avoid_saturation: bool = False, least_scales
         avoid_saturation: give a row as many levels as the 16-bit sum of any two of its products allows, which
             is 64 to 127. (Usual practice is 64 for all, "reduce_range".) Which inputs a kernel pairs depends
             on how it packs them, so the two largest weights of one sign are taken to meet.
-        least_scales: shape (channels,), scales may not be less, so that a bias fits; see ``quantize_bias``.
     """
     rows = np.asarray(matrix, np.float64)
     scales = np.abs(rows).max(axis=1, initial=0.0) / LEVELS
@@ -52,11 +51,18 @@ def quantize_weights(matrix: Array, avoid_saturation: bool = False, least_scales
         needed = np.maximum(_top_two(rows), _top_two(-rows)) / (PAIR_LIMIT - 1)
         limited = int(np.count_nonzero(needed > scales * (1 + 1e-9)))
         scales = np.maximum(scales, needed)
-    if least_scales is not None:
-        scales = np.maximum(scales, least_scales)
     stored = np.maximum(scales, _LEAST_SCALE).astype(np.float32)
-    codes = np.clip(np.rint(rows / stored.astype(np.float64)[:, None]), -LEVELS, LEVELS).astype(np.int8)
-    return Int8Weights(codes, stored, limited)
+    return Int8Weights(_nearest(rows, stored), stored, limited)
+
+
+def with_least_scales(weights: Int8Weights, least: Array) -> Int8Weights:
+    """The same weights, but rounded again where their scales are less than ``least``, shape (channels,)."""
+    if np.all(weights.scales >= least):
+        return weights
+    scales = np.maximum(weights.scales, least).astype(np.float32)
+    rows = weights.codes * weights.scales.astype(np.float64)[:, None]
+    changed = (scales > weights.scales)[:, None]
+    return Int8Weights(np.where(changed, _nearest(rows, scales), weights.codes), scales, weights.limited)
 
 
 def can_saturate(codes: Array, highest_activation: int = 255) -> Array:
@@ -83,6 +89,11 @@ def quantize_bias(bias: Array, input_scale: float, weight_scales: Array) -> tupl
     if np.abs(codes).max(initial=0.0) > np.iinfo(np.int32).max:
         raise OverflowError("a bias does not fit 32 bits on the grid of its layer")
     return codes.astype(np.int32), scales
+
+
+def _nearest(rows: Array, scales: Array) -> Array:
+    codes = np.clip(np.rint(rows / scales.astype(np.float64)[:, None]), -LEVELS, LEVELS)
+    return codes.astype(np.int8)
 
 
 def _top_two(rows: Array) -> Array:

@@ -18,7 +18,7 @@ from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import Skeleton
 
-__all__ = ["Feeds", "Loadable", "all_cores", "create", "open_session", "reason", "run", "with_outputs"]
+__all__ = ["Feeds", "Loadable", "all_cores", "create", "open_session", "reads_of", "reason", "run", "with_outputs"]
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -130,20 +130,20 @@ def with_outputs(model: Skeleton, names: Iterable[str]) -> Skeleton:
     needed = {value.name for value in kept}
     for index in reversed(range(len(graph.node))):  # nodes are sorted, so their readers have been seen
         if needed.intersection(graph.node[index].output):
-            needed.update(_reads(graph.node[index]))
+            needed.update(reads_of(graph.node[index]))
         else:
             del graph.node[index]
     return Skeleton(changed, model.payloads)
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def reads_of(node: onnx.NodeProto) -> Iterator[str]:
     """Names of the tensors that a node and its bodies read; some may be the bodies' own."""
     yield from node.input
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
             yield from (output.name for output in body.output)
             for nested in body.node:
-                yield from _reads(nested)
+                yield from reads_of(nested)
 
 
 def all_cores() -> int:

@@ -16,9 +16,12 @@ from onnxcomp.runtime.gram import Gram
 from onnxcomp.runtime.observing import Key, View
 from onnxcomp.storage.skeleton import Skeleton
 
-__all__ = ["Accumulator", "Gram", "Histogram", "Moments", "observe"]
+__all__ = ["Accumulator", "Gram", "Histogram", "Means", "observe"]
 
 Array = np.ndarray[Any, Any]
+
+
+_STRIDES = (3, 5, 7, 11, 17, 29, 53, 101, 211, 401, 809, 1601)  # primes
 
 
 class Accumulator(Protocol):
@@ -63,6 +66,7 @@ def observe(
     if not accumulators:
         return
     whole = model.skeleton()
+    dataset = _in_small_batches(whole, dataset, list(accumulators), max_memory)
     for each in accumulators.values():
         for accumulator in each:
             accumulator.expect(dataset.batches)
@@ -77,28 +81,41 @@ def observe(
                     accumulator.update(value)
 
 
+def _in_small_batches(whole: Skeleton, dataset: Dataset, keys: list[Key], limit: int) -> Dataset:
+    """The dataset in batches so small that, if possible, all values of one stay within the limit.
+
+    One pass over the data with small batches is faster than several with large ones.
+    """
+    if dataset.batches == len(dataset) / dataset.least:
+        return dataset
+    needed = sum(sum(_sizes(whole, dataset, group).values()) for group in View.split(whole, keys))
+    return dataset.in_batches(max(1, int(limit // max(1.0, needed))))
+
+
+def _sizes(whole: Skeleton, dataset: Dataset, keys: list[Key]) -> dict[Key, float]:
+    """Bytes of each tensor for the least that the model can be fed."""
+    sizes: dict[Key, float] = dict.fromkeys(keys, 0.0)
+    for key, value in View(whole, keys, optimize=False).run(dataset.sample()):
+        sizes[key] += np.asarray(value).nbytes
+    return sizes
+
+
 def _chunks(whole: Skeleton, dataset: Dataset, keys: list[Key], limit: int) -> Iterator[list[Key]]:
     """The tensors in their order, cut where the values of a batch would exceed the limit."""
-    needed: dict[Key, float] = dict.fromkeys(keys, 0.0)
     per_batch = math.ceil(len(dataset) / dataset.batches) / dataset.least
-    for key, value in View(whole, keys, optimize=False).run(dataset.sample()):
-        needed[key] += np.asarray(value).nbytes * per_batch
     chunk: list[Key] = []
-    size = 0.0
-    for key in keys:
-        if chunk and size + needed[key] > limit:
+    total = 0.0
+    for key, size in _sizes(whole, dataset, keys).items():
+        if chunk and total + per_batch * size > limit:
             yield chunk
-            chunk, size = [], 0.0
+            chunk, total = [], 0.0
         chunk.append(key)
-        size += needed[key]
+        total += per_batch * size
     yield chunk
 
 
-class Moments:
-    """Mean and variance of every channel, in float64.
-
-    Batches are merged by the formula of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm
-    for computing sample variances" (1979), which does not cancel.
+class Means:
+    """Mean of every channel, in float64.
 
     Attributes:
         axis: of the channels.
@@ -110,12 +127,6 @@ class Moments:
         self.axis = axis
         self.count = 0
         self.mean: Array = np.zeros(0)
-        self._squares: Array = np.zeros(0)  # sum of squared deviations from the mean
-
-    @property
-    def variance(self) -> Array:
-        """Population variance, shape (channels,)."""
-        return self._squares / max(1, self.count)
 
     def expect(self, updates: int) -> None:
         """Of no use here."""
@@ -124,17 +135,13 @@ class Moments:
         """Take in one batch, any shape that has the channel axis."""
         if not array.size:
             return
-        values = np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
-        count = values.shape[1]
-        mean = values.mean(axis=1, dtype=np.float64)
-        squares = np.square(values - mean[:, None]).sum(axis=1)
-        if not self.count:
-            self.mean, self._squares = np.zeros_like(mean), np.zeros_like(mean)
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self._squares = self._squares + squares + delta**2 * (self.count * count / total)
-        self.count = total
+        others = tuple(axis for axis in range(array.ndim) if axis != self.axis % array.ndim)
+        # NumPy adds along contiguous axes pairwise, which keeps float32 exact enough and is many times faster.
+        exact = np.float64 if self.axis % array.ndim == array.ndim - 1 else None
+        mean = array.mean(axis=others, dtype=exact).astype(np.float64)
+        count = array.size // array.shape[self.axis]
+        self.count += count
+        self.mean = mean if self.count == count else self.mean + (mean - self.mean) * (count / self.count)
 
 
 class Histogram:
@@ -145,14 +152,16 @@ class Histogram:
     depend on the order or size of the batches). So between half and all of ``bins`` are in use.
 
     Attributes:
-        minimum, maximum: exact, of the finite values; inf and -inf before there are any.
+        most: of one batch no more values than this are counted, evenly spread; 0 for all.
+        minimum, maximum: exact, of all finite values; inf and -inf before there are any.
         nonfinite: NaN and infinite values seen, which are in no bin.
     """
 
-    def __init__(self, bins: int = 2048) -> None:
+    def __init__(self, bins: int = 2048, most: int = 0) -> None:
         if bins < 2:
             raise ValueError("a histogram needs two bins at least")
         self.bins = bins
+        self.most = most
         self.minimum = math.inf
         self.maximum = -math.inf
         self.nonfinite = 0
@@ -162,7 +171,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """Finite values seen."""
+        """Finite values counted."""
         return int(self._counts.sum())
 
     @property
@@ -196,8 +205,19 @@ class Histogram:
         if self._exponent is None:
             self._counts[0] += values.size
             return
-        index = _grid_index(values, self._exponent) - self._first
+        index = _grid_index(self._thinned(values), self._exponent) - self._first
         self._counts += np.bincount(index, minlength=len(self._counts))
+
+    def _thinned(self, values: Array) -> Array:
+        """At most about ``most`` values, the extremes among them.
+
+        They stand at distances that share no period with the axes of usual tensors.
+        """
+        step = -(-values.size // self.most) if self.most else 1
+        if step == 1:
+            return values
+        stride = next(prime for prime in _STRIDES if prime >= min(step, _STRIDES[-1]))
+        return np.append(values[::stride], [values.min(), values.max()])
 
     def _cover(self, low: float, high: float) -> None:
         """Make the bins span the range, keeping what they count."""
