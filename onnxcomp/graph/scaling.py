@@ -18,15 +18,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from onnxcomp.codec import nested_graphs
-from onnxcomp.graph.constants import is_constant, replace_input, shape_of, value_of
+from onnxcomp.graph.constants import is_constant, shape_of, value_of
+from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.model import Model
 
-__all__ = ["FIXED", "Cap", "Factor", "Rule", "ScaleFlow", "follow_scales"]
+__all__ = ["FIXED", "Cap", "Factor", "Rule", "ScaleFlow", "fits", "follow_scales", "is_shared", "lifted", "scale_constant"]
 
 Array = np.ndarray[Any, Any]
 
@@ -77,6 +76,7 @@ class ScaleFlow:
         self.ties: list[tuple[Array, Array]] = []
         self._labels: dict[int, Array] = {}
         self._shapes = shapes
+        self._given_out = output_ids(model.graph)
         self._layers = {id(layer.node): layer for layer in weighted_layers(model)}
 
     # -- to ask ----------------------------------------------------------------------------------------
@@ -147,6 +147,8 @@ class ScaleFlow:
         assert value is not None
         if str(value.dtype) not in ("float32", "float64"):
             self.pin(ids, f"{layer_name(node)}: its constant {tensor.name} is {value.dtype}")
+        elif id(tensor) in self._given_out:
+            self.pin(ids, f"{tensor.name} is an output of the model")
         elif not np.isfinite(value).all():
             self.pin(ids, f"{layer_name(node)}: its constant {tensor.name} holds NaN or infinite values")
         else:
@@ -179,3 +181,33 @@ def follow_scales(
             if id(tensor) in flow._labels:
                 flow.pin(flow.labels(tensor), f"{tensor.name} is {where}")
     return flow
+
+
+def lifted(ids: Array, rank: int) -> Array:
+    """The labels of a tensor of higher rank that this one is broadcast to."""
+    return ids.reshape((1,) * (rank - ids.ndim) + ids.shape)
+
+
+def scale_constant(flow: ScaleFlow, node: gs.Node, index: int, ids: Array, power: int) -> str | None:
+    """The constant takes the scales of ``ids``, whose rank is at least its own."""
+    value = value_of(node.inputs[index])
+    if value is None:
+        return "the value of its constant is not known"
+    if not value.any():
+        return None
+    if not fits(ids, value.shape):
+        return f"its constant {node.inputs[index].name} has one value for all channels"
+    flow.factor(node, index, ids.reshape(ids.shape[ids.ndim - value.ndim :]), power)
+    return None
+
+
+def fits(ids: Array, shape: tuple[int, ...]) -> bool:
+    """Whether a constant of that shape has an entry of its own for each of ids."""
+    lead = ids.ndim - len(shape)
+    own = (1,) * lead + tuple(shape)
+    return lead >= 0 and all(size == 1 or size == dim for size, dim in zip(ids.shape, own, strict=True))
+
+
+def is_shared(tensor: gs.Tensor) -> bool:
+    """Whether several nodes, or several inputs of one, read the tensor."""
+    return len(tensor.outputs) > 1
