@@ -48,6 +48,10 @@ class ScaleUnits:
         """Units of the tensor's channels, of its rank, broadcasting to its shape."""
         return self._unit[self._flow.labels(tensor)]
 
+    def rank(self, tensor: gs.Tensor) -> int:
+        """How many axes the tensor has."""
+        return self.of(tensor).ndim
+
     def along(self, tensor: gs.Tensor, axis: int) -> Array | None:
         """Units along an axis, (size,); None where they differ along another one, or the shape is not known."""
         shape, units = self._flow.shape(tensor), self.of(tensor)
