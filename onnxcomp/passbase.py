@@ -67,6 +67,11 @@ class Pass(BaseModel, ABC):
     exact: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether it promises with these options what ``exact`` says of the pass."""
+        return self.exact
+
     @abstractmethod
     def run(self, model: Model, ctx: Context) -> None:
         """Edit ``model`` in place.

@@ -56,7 +56,17 @@ class Equalize(Pass):
     least_gain: Annotated[
         float, Field(ge=0, description="dB of the expected rounding error that factors must save to be used")
     ] = 0.2
+    limits: bool = Field(
+        False,
+        description="also rescale channels that stay below the limits of a Clip (ReLU6) with room for unseen samples; "
+        "values beyond that room are then cut off earlier or later than before",
+    )
     samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 128
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """See the base class."""
+        return not self.limits
 
     def run(self, model: Model, ctx: Context) -> None:
         """Rescale the model in place; see the class."""
@@ -67,7 +77,7 @@ class Equalize(Pass):
             return
         data = spread(ctx.data, self.samples)
         shapes = observed(model, data.sample())
-        units = ScaleUnits(follow_scales(model, shapes, SCALING_RULES))
+        units = ScaleUnits(follow_scales(model, shapes, SCALING_RULES, self.limits))
         found = find_scales(model, layers, units, shapes, data, ctx.progress)
         logs, notes = self._chosen(found, units)
         scales = np.exp(logs)
@@ -93,7 +103,7 @@ class Equalize(Pass):
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
-        units = ScaleUnits(follow_scales(model, shapes, SCALING_RULES))
+        units = ScaleUnits(follow_scales(model, shapes, SCALING_RULES, self.limits))
         layers = weighted_layers(model)
         free = [layer for layer in layers if _touched(layer, units, units.free)]
         return f"channels around {len(free)} of {len(layers)} layers could be rescaled{because(units.reasons.values())}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,20 @@ from scipy.sparse.csgraph import connected_components
 from onnxcomp.graph.constants import replace_input, value_of
 from onnxcomp.graph.scaling import FIXED, Factor, ScaleFlow
 
-__all__ = ["ScaleUnits"]
+__all__ = ["CappedTensor", "ScaleUnits"]
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class CappedTensor:
+    """The result of a Clip: the axis of its channels, their units, its limits. It is exact where no value reaches them."""
+
+    tensor: gs.Tensor
+    axis: int
+    units: Array
+    low: float
+    high: float
 
 
 class ScaleUnits:
@@ -58,6 +70,20 @@ class ScaleUnits:
         if not shape or any(size > 1 for position, size in enumerate(units.shape) if position != axis % len(shape)):
             return None
         return np.broadcast_to(units.reshape(-1), (shape[axis],))
+
+    def caps(self) -> list[CappedTensor]:
+        """Where scales pass through a Clip that they change; a Clip without an axis of channels pins them."""
+        found = []
+        for cap in self._flow.caps:
+            units = self.of(cap.tensor)
+            wide = [axis for axis, size in enumerate(units.shape) if size > 1]
+            along = self.along(cap.tensor, wide[0]) if len(wide) == 1 else None
+            if along is None:
+                self.free[units] = False
+                self.reasons.update(dict.fromkeys(units.reshape(-1).tolist(), "a Clip limits it"))
+            elif self.free[along].any():
+                found.append(CappedTensor(cap.tensor, wide[0], along, cap.low, cap.high))
+        return found
 
     def factors_at(self, node: gs.Node, index: int) -> list[tuple[Factor, Array]]:
         """Factors of a node's constant, each with its units."""

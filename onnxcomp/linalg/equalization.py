@@ -88,7 +88,9 @@ def expected_error(logs: Array, activations: Sequence[Activation], readers: Sequ
     return _Objective(activations, readers, len(logs))(logs, None)[0]
 
 
-def equalize(activations: Sequence[Activation], readers: Sequence[Reader], free: Array) -> list[Solution]:
+def equalize(
+    activations: Sequence[Activation], readers: Sequence[Reader], free: Array, room: Array | None = None
+) -> list[Solution]:
     """Scales that make the expected error small, for each set of units that depend on each other.
 
     Maxima are replaced by smooth ones, which makes every term convex in the logarithms; these are sharpened in turn.
@@ -97,11 +99,13 @@ def equalize(activations: Sequence[Activation], readers: Sequence[Reader], free:
     Args:
         activations, readers: what rounds, and what it costs.
         free: (units,), whether the scale may differ from 1.
+        room: (units,), the largest logarithm of each scale; above zero for those that are free.
     """
     found = []
+    most = np.full(len(free), _MOST) if room is None else np.minimum(room, _MOST)
     for rounded, reading, units in _independent(activations, readers, free):
         own, read = [activations[index] for index in rounded], [readers[index] for index in reading]
-        logs, before, after = _solve(own, read, units, len(free))
+        logs, before, after = _solve(own, read, units, most)
         found.append(Solution(tuple(reading), logs, before, after))
     return found
 
@@ -132,9 +136,10 @@ def _independent(
 
 
 def _solve(
-    activations: Sequence[Activation], readers: Sequence[Reader], units: Array, count: int
+    activations: Sequence[Activation], readers: Sequence[Reader], units: Array, most: Array
 ) -> tuple[Array, float, float]:
     """Logarithms of the scales, and the error without and with them."""
+    count = len(most)
     exact = _Objective(activations, readers, count)
     thinned = _Objective(activations, [_thinned(reader) for reader in readers], count)
     best = np.zeros(count)
@@ -149,7 +154,7 @@ def _solve(
         return float(np.log(error)), gradient[units] / error
 
     values = np.zeros(len(units))
-    bounds = [(-_MOST, _MOST)] * len(units)
+    bounds = [(-_MOST, limit) for limit in most[units]]
     for sharpness in _SHARPNESS:
         options = {"maxiter": _ITERATIONS}
         values = minimize(

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.data import Dataset
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.graph.rescaling import ScaleUnits
+from onnxcomp.graph.rescaling import CappedTensor, ScaleUnits
 from onnxcomp.graph.scale_readers import Reading, Source, readings, sources
 from onnxcomp.linalg.equalization import Activation, Reader, Solution, equalize
 from onnxcomp.model import Model
@@ -56,19 +56,50 @@ def find_scales(
     """
     reading = readings(layers, units)
     rounded = sources(model, layers, reading, units, shapes)
-    peaks: dict[tuple[str, int], Peaks] = {}
-    for item in (*reading, *rounded):
-        peaks.setdefault((item.tensor.name, item.axis), Peaks(item.axis))
-    wanted: dict[str, list[Peaks]] = {}
-    for (name, _), accumulator in peaks.items():
-        wanted.setdefault(name, []).append(accumulator)
-    observe(model, data, wanted, progress)
-    pairs = [_reader(item, peaks[item.tensor.name, item.axis]) for item in reading]
+    caps = units.caps()
+    peaks = _observed([*reading, *rounded, *caps], model, data, progress)
+    pairs = [_reader(item, peaks[_key(item)]) for item in reading]
     readers, columns = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    activations = [
-        _activation(item, peaks[item.tensor.name, item.axis], reading, columns, units.count) for item in rounded
-    ]
-    return Equalization(reading, equalize(activations, readers, units.free))
+    limits = {_key(cap): cap for cap in caps}
+    activations = []
+    for item in rounded:
+        low, high = peaks[_key(item)].reach(_FORESEEN)
+        if (cap := limits.get(_key(item))) is not None:
+            low, high = np.minimum(low, -cap.low), np.minimum(high, cap.high)
+        activations.append(_activation(item, low, high, reading, columns, units.count))
+    free, room = _room(caps, peaks, units)
+    return Equalization(reading, equalize(activations, readers, free, room))
+
+
+def _key(item: Reading | Source | CappedTensor) -> tuple[str, int]:
+    return item.tensor.name, item.axis
+
+
+def _observed(
+    items: Sequence[Reading | Source | CappedTensor], model: Model, data: Dataset, progress: Progress
+) -> dict[tuple[str, int], Peaks]:
+    """Statistics of these tensors."""
+    found: dict[tuple[str, int], Peaks] = {}
+    wanted: dict[str, list[Peaks]] = {}
+    for item in items:
+        if _key(item) not in found:
+            found[_key(item)] = Peaks(item.axis)
+            wanted.setdefault(item.tensor.name, []).append(found[_key(item)])
+    observe(model, data, wanted, progress)
+    return found
+
+
+def _room(
+    caps: Sequence[CappedTensor], peaks: Mapping[tuple[str, int], Peaks], units: ScaleUnits
+) -> tuple[Array, Array]:
+    """Which units are free, those that may reach a limit being not, and by how much they may grow, as logarithms."""
+    room = np.full(units.count, np.inf)
+    for cap in caps:
+        low, high = peaks[_key(cap)].reach(_FORESEEN)
+        for reach, limit in ((low, -cap.low), (high, cap.high)):
+            if np.isfinite(limit) and reach.any():
+                np.minimum.at(room, cap.units, np.log(limit / np.maximum(reach, 1e-9 * limit)))
+    return units.free & (room > 0), room
 
 
 def _reader(item: Reading, peaks: Peaks) -> tuple[Reader, Array]:
@@ -85,12 +116,12 @@ def _reader(item: Reading, peaks: Peaks) -> tuple[Reader, Array]:
 
 
 def _activation(
-    source: Source, peaks: Peaks, reading: Sequence[Reading], columns: Sequence[Array], count: int
+    source: Source, low: Array, high: Array, reading: Sequence[Reading], columns: Sequence[Array], count: int
 ) -> Activation:
     """The tensor as it is rounded; a unit's worth is spread evenly over its channels."""
     worth = np.zeros(count)
     for index, gain in source.reached:
         np.add.at(worth, reading[index].units, gain * columns[index])
     channels = np.bincount(source.units, minlength=count)
-    low, high = (np.maximum(side, _NARROWEST * side.max()) for side in peaks.reach(_FORESEEN))
+    low, high = (np.maximum(side, _NARROWEST * side.max()) for side in (low, high))
     return Activation(source.units, low, high, worth[source.units] / channels[source.units])
