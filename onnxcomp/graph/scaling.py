@@ -25,7 +25,18 @@ from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.model import Model
 
-__all__ = ["FIXED", "Cap", "Factor", "Rule", "ScaleFlow", "fits", "follow_scales", "is_shared", "lifted", "scale_constant"]
+__all__ = [
+    "FIXED",
+    "Cap",
+    "Factor",
+    "Rule",
+    "ScaleFlow",
+    "fits",
+    "follow_scales",
+    "is_shared",
+    "lifted",
+    "scale_constant",
+]
 
 Array = np.ndarray[Any, Any]
 

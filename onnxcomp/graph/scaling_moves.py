@@ -62,7 +62,9 @@ def concat(flow: ScaleFlow, node: gs.Node) -> str | None:
     parts = [flow.labels(tensor) for tensor in node.inputs]
     if not any(part.any() for part in parts):
         return None
-    others = np.max([[1 if position == axis else size for position, size in enumerate(part.shape)] for part in parts], 0)
+    others = np.max(
+        [[1 if position == axis else size for position, size in enumerate(part.shape)] for part in parts], 0
+    )
     if all(part.shape[axis] == 1 for part in parts) and not _along_channels(flow, node, axis, parts):
         parts = [np.broadcast_to(part, others) for part in parts]
         for part in parts[1:]:
@@ -131,7 +133,9 @@ def other_axes(flow: ScaleFlow, node: gs.Node) -> str | None:
         if pads is None or np.min(pads) < 0:  # what is padded on one side and cut on the other keeps its shape
             return "its pads are computed, or negative"
     if node.op == "Pad" and _text(node, "mode", "constant") == "constant":
-        fill = value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else node.attrs.get("value", 0.0)
+        fill = (
+            value_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else node.attrs.get("value", 0.0)
+        )
         if fill is None or np.any(fill):
             return "it pads with other values than zeros"
     if _text(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
