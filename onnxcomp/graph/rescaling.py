@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class CappedTensor:
-    """The result of a Clip: the axis of its channels, their units, its limits. It is exact where no value reaches them."""
+    """The result of a Clip: the axis of its channels, their units, its limits; exact where no value reaches them."""
 
     tensor: gs.Tensor
     axis: int
@@ -58,7 +58,8 @@ class ScaleUnits:
 
     def of(self, tensor: gs.Tensor) -> Array:
         """Units of the tensor's channels, of its rank, broadcasting to its shape."""
-        return self._unit[self._flow.labels(tensor)]
+        units: Array = self._unit[self._flow.labels(tensor)]
+        return units
 
     def rank(self, tensor: gs.Tensor) -> int:
         """How many axes the tensor has."""

@@ -109,5 +109,6 @@ def _averaging(node: gs.Node, before: gs.Tensor, after: gs.Tensor, shapes: Mappi
     if node.op not in _AVERAGES:
         return 1.0
     if node.op == "AveragePool":
-        return 1 / math.prod(node.attrs.get("kernel_shape") or [1])
-    return math.prod(shapes[after.name]) / max(1, math.prod(shapes[before.name]))
+        kernel: list[int] = node.attrs.get("kernel_shape") or [1]
+        return 1.0 / math.prod(kernel)
+    return float(math.prod(shapes[after.name]) / max(1, math.prod(shapes[before.name])))

@@ -3,9 +3,9 @@
 Every channel that a layer makes gets a number, as in ``propagate``, but what is followed is not the place of the
 channel but its scale: s·x instead of x, for any s > 0. Operators that are positively homogeneous in each channel
 (Relu, pooling, Concat …) pass it on; those that add channels tie their scales; constants of one entry for each
-channel (weights, biases, γ and β of normalizations) are where scales begin and end; all others, Sigmoid say,
-*pin* what they read to its present scale. So one scale for each channel that is not pinned, multiplied into the constants
-that make it and divided out of those that read it, leaves the model's outputs as they were.
+channel (weights, biases, parameters of normalizations) are where scales begin and end; all others, Sigmoid say,
+*pin* what they read to its present scale. So one scale for each channel that is not pinned, multiplied into the
+constants that make it and divided out of those that read it, leaves the model's outputs as they were.
 (Cross-layer equalization: Nagel et al. 2019, "Data-free quantization through weight equalization and bias
 correction", arXiv:1906.04721.)
 """
@@ -97,6 +97,10 @@ class ScaleFlow:
         if is_constant(tensor):
             return tuple(int(dim) for dim in shape_of(tensor) or ())  # type: ignore[arg-type]
         return self._shapes.get(tensor.name)
+
+    def dims(self, tensor: gs.Tensor) -> tuple[int, ...]:
+        """The tensor's shape, known to a rule of every node that has it."""
+        return self.shape(tensor) or ()
 
     def labels(self, tensor: gs.Tensor) -> Array:
         """The numbers of the tensor's channels; FIXED where nothing may be scaled."""

@@ -38,10 +38,10 @@ def sum_like(flow: ScaleFlow, node: gs.Node) -> str | None:
     moving = [tensor for tensor in node.inputs if not is_constant(tensor)]
     if not any(flow.is_free(tensor) for tensor in moving):
         return None
-    rank = max(len(flow.shape(tensor) or ()) for tensor in node.inputs)
+    rank = max(len(flow.dims(tensor)) for tensor in node.inputs)
     ids = np.full((1,) * rank, FIXED)
     for tensor in moving:
-        ids = _joined(flow, ids, lifted(flow.labels(tensor), rank)) if ids.any() else lifted(flow.labels(tensor), rank)
+        ids = _joined(ids, lifted(flow.labels(tensor), rank)) if ids.any() else lifted(flow.labels(tensor), rank)
     for tensor in moving:
         flow.tie(ids, lifted(flow.labels(tensor), rank))
     for index, tensor in enumerate(node.inputs):
@@ -51,7 +51,7 @@ def sum_like(flow: ScaleFlow, node: gs.Node) -> str | None:
     return None
 
 
-def _joined(flow: ScaleFlow, first: Array, second: Array) -> Array:
+def _joined(first: Array, second: Array) -> Array:
     a, b = np.broadcast_arrays(first, second)
     return np.where(a != FIXED, a, b)
 
@@ -72,20 +72,20 @@ def product(flow: ScaleFlow, node: gs.Node) -> str | None:
     free = [tensor for tensor in candidates if flow.is_free(tensor)]
     if not free:
         return "it divides by the channels" if node.op == "Div" else None
-    value = max(free, key=lambda tensor: math.prod(flow.shape(tensor) or ()))
+    value = max(free, key=lambda tensor: math.prod(flow.dims(tensor)))
     for tensor in node.inputs:
         if tensor is not value and flow.is_free(tensor):
             flow.pin(flow.labels(tensor), f"{node.name}: the other operand of {node.op} passes its scale on")
-    rank = len(flow.shape(node.outputs[0]) or ())
+    rank = len(flow.dims(node.outputs[0]))
     flow.give(node.outputs[0], lifted(flow.labels(value), rank))
     return None
 
 
 def _constant_product(flow: ScaleFlow, node: gs.Node, index: int) -> str | None:
     """The product with a constant: new scales where it has entries of its own, else the old ones."""
-    rank = len(flow.shape(node.outputs[0]) or ())
+    rank = len(flow.dims(node.outputs[0]))
     ids = lifted(flow.labels(node.inputs[1 - index]), rank)
-    shape = flow.shape(node.inputs[index]) or ()
+    shape = flow.dims(node.inputs[index])
     wide = [axis for axis, size in enumerate(shape) if size > 1]
     if len(wide) != 1 or len(shape) > rank or not fits(ids, shape) or is_shared(node.inputs[index]):
         flow.give(node.outputs[0], ids)
@@ -105,7 +105,7 @@ def where(flow: ScaleFlow, node: gs.Node) -> str | None:
     if any(is_constant(tensor) for tensor in node.inputs[1:]):
         return "it may put a constant in the place of a channel"
     flow.pin(flow.labels(node.inputs[0]), "it is a condition")
-    rank = len(flow.shape(node.outputs[0]) or ())
+    rank = len(flow.dims(node.outputs[0]))
     first, second = (lifted(flow.labels(tensor), rank) for tensor in node.inputs[1:])
     flow.tie(first, second)
     flow.give(node.outputs[0], np.broadcast_arrays(first, second)[0])

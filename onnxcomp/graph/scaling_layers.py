@@ -1,4 +1,4 @@
-"""What layers, normalizations and pooling do to the scales of the channels they read: most scales begin and end here."""
+"""What layers, normalizations and pooling do to the scales of channels: most scales begin and end here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, value_of
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.graph.scaling import ScaleFlow, is_shared, lifted, scale_constant
+from onnxcomp.graph.scaling import Array, ScaleFlow, is_shared, lifted, scale_constant
 from onnxcomp.graph.shape_rules import axes_of
 
 __all__ = ["batch_norm", "convolution", "gather", "gemm", "matmul", "normalization", "pooling", "reduction"]
@@ -34,10 +34,10 @@ def reduction(flow: ScaleFlow, node: gs.Node) -> str | None:
 
 
 def batch_norm(flow: ScaleFlow, node: gs.Node) -> str | None:
-    """γ(x - μ)/σ + β with constants: independent scales on both sides."""
+    """With constant parameters: independent scales on both sides."""
     if not all(is_constant(tensor) for tensor in node.inputs[1:]) or any(map(is_shared, node.inputs[1:])):
         return "its parameters are shared, or not constant"
-    if node.attrs.get("training_mode", 0) or len(node.outputs) > 1 or len(flow.shape(node.inputs[1]) or ()) != 1:
+    if node.attrs.get("training_mode", 0) or len(node.outputs) > 1 or len(flow.dims(node.inputs[1])) != 1:
         return "it is in training mode, or of an old form"
     ids = flow.labels(node.inputs[0])
     ids = flow.uniform(ids, range(2, ids.ndim))
@@ -51,10 +51,10 @@ def batch_norm(flow: ScaleFlow, node: gs.Node) -> str | None:
 
 
 def normalization(flow: ScaleFlow, node: gs.Node) -> str | None:
-    """InstanceNormalization, LayerNormalization …: a new scale behind γ and β."""
+    """InstanceNormalization, LayerNormalization …: a new scale behind its parameters."""
     flow.pin_inputs(node, f"{node.op} does not pass a scale on")
-    rank = len(flow.shape(node.outputs[0]) or ())
-    shape = flow.shape(node.inputs[1]) or ()
+    rank = len(flow.dims(node.outputs[0]))
+    shape = flow.dims(node.inputs[1])
     parameters = node.inputs[1:]
     if not all(is_constant(tensor) for tensor in parameters) or any(map(is_shared, parameters)) or len(shape) != 1:
         return None
@@ -75,12 +75,12 @@ def convolution(flow: ScaleFlow, node: gs.Node) -> str | None:
         return reason
     assert layer is not None
     ids = flow.labels(node.inputs[0])
-    ins = flow.uniform(ids, (0, *range(2, ids.ndim))).reshape(-1)
     groups, spatial = layer.groups, (1,) * (len(layer.shape) - 2)
-    channels = (flow.shape(node.inputs[0]) or ())[1]
-    ins = np.broadcast_to(ins, (channels,)).reshape(groups, -1)
+    channels = flow.dims(node.inputs[0])[1]
+    ids = flow.uniform(ids, (0, *range(2, ids.ndim))).reshape(-1)
+    ins: Array = np.broadcast_to(ids, (channels,)).reshape(groups, -1)
     made = layer.shape[1] * groups if layer.kind == "ConvTranspose" else layer.shape[0]
-    out = flow.fresh(made).reshape(groups, -1)
+    out: Array = flow.fresh(made).reshape(groups, -1)
     if layer.kind == "ConvTranspose":  # (in, out / groups, ...)
         flow.factor(node, 1, ins.reshape(-1, 1, *spatial), -1)
         flow.factor(node, 1, np.repeat(out, ins.shape[1], 0).reshape(channels, -1, *spatial), 1)
@@ -144,14 +144,14 @@ def _computed_product(flow: ScaleFlow, node: gs.Node) -> str | None:
     if min(first.ndim, second.ndim) < 2:
         return "MatMul of a vector"
     ids = flow.uniform(ids, (ids.ndim - 1 if index == 0 else ids.ndim - 2,))
-    flow.give(node.outputs[0], lifted(ids, len(flow.shape(node.outputs[0]) or ())))
+    flow.give(node.outputs[0], lifted(ids, len(flow.dims(node.outputs[0]))))
     return None
 
 
 def gather(flow: ScaleFlow, node: gs.Node) -> str | None:
     """Entries along an axis, or rows of a constant table (embedding)."""
     data, indices = node.inputs[0], node.inputs[1]
-    shape, index_shape = flow.shape(data) or (), flow.shape(indices) or ()
+    shape, index_shape = flow.dims(data), flow.dims(indices)
     axis = int(node.attrs.get("axis", 0)) % len(shape)
     layer = flow.layer(node)
     if layer is not None and layer.weight_index == 0 and len(shape) == 2 and axis == 0:

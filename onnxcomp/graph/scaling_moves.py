@@ -22,7 +22,7 @@ def transpose(flow: ScaleFlow, node: gs.Node) -> str | None:
 
 def reshape(flow: ScaleFlow, node: gs.Node) -> str | None:
     """Reshape, Flatten, Squeeze, Unsqueeze."""
-    old, new = flow.shape(node.inputs[0]) or (), flow.shape(node.outputs[0]) or ()
+    old, new = flow.dims(node.inputs[0]), flow.dims(node.outputs[0])
     if 0 in old:
         return "it is empty"
     flow.give(node.outputs[0], reshaped(flow.labels(node.inputs[0]), old, new))
@@ -57,7 +57,7 @@ def _compressed(ids: Array) -> Array:
 
 
 def concat(flow: ScaleFlow, node: gs.Node) -> str | None:
-    rank = len(flow.shape(node.outputs[0]) or ())
+    rank = len(flow.dims(node.outputs[0]))
     axis = int(node.attrs["axis"]) % rank
     parts = [flow.labels(tensor) for tensor in node.inputs]
     if not any(part.any() for part in parts):
@@ -73,7 +73,7 @@ def concat(flow: ScaleFlow, node: gs.Node) -> str | None:
         return None
     wide = []
     for tensor, part in zip(node.inputs, parts, strict=True):
-        others[axis] = (flow.shape(tensor) or ())[axis]
+        others[axis] = flow.dims(tensor)[axis]
         wide.append(np.broadcast_to(part, others))
     flow.give(node.outputs[0], np.concatenate(wide, axis))
     return None
@@ -81,11 +81,11 @@ def concat(flow: ScaleFlow, node: gs.Node) -> str | None:
 
 def _along_channels(flow: ScaleFlow, node: gs.Node, axis: int, parts: list[Array]) -> bool:
     """Whether single channels are put side by side: no operand has scales along another axis."""
-    return all(part.size == 1 for part in parts) and all((flow.shape(t) or ())[axis] == 1 for t in node.inputs)
+    return all(part.size == 1 for part in parts) and all(flow.dims(t)[axis] == 1 for t in node.inputs)
 
 
 def split(flow: ScaleFlow, node: gs.Node) -> str | None:
-    ids, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0]) or ()
+    ids, shape = flow.labels(node.inputs[0]), flow.dims(node.inputs[0])
     axis = int(node.attrs.get("axis", 0)) % len(shape)
     start = 0
     for output in node.outputs:
@@ -97,16 +97,11 @@ def split(flow: ScaleFlow, node: gs.Node) -> str | None:
 
 
 def slice_(flow: ScaleFlow, node: gs.Node) -> str | None:
-    ids, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0]) or ()
-    if flow.opset < 10:
-        starts, ends, axes, steps = (node.attrs.get(name) for name in ("starts", "ends", "axes", "steps"))
-    else:
-        values = [value_of(tensor) if tensor.name else None for tensor in node.inputs[1:]]
-        starts, ends, axes, steps = (*values, *(None,) * (4 - len(values)))
-        if len(node.inputs) > 3 and node.inputs[3].name and axes is None:
-            return "its axes are not constant"
-        if len(node.inputs) > 4 and node.inputs[4].name and steps is None:
-            return "its steps are not constant"
+    ids, shape = flow.labels(node.inputs[0]), flow.dims(node.inputs[0])
+    starts, ends, axes, steps = (_slice_operand(flow, node, index) for index in range(4))
+    given = len(node.inputs) - 1 if flow.opset >= 10 else 2
+    if any(given > index and node.inputs[index + 1].name and known is None for index, known in ((2, axes), (3, steps))):
+        return "its axes or steps are not constant"
     count = len(starts) if starts is not None else (flow.shape(node.inputs[1]) or (0,))[0]
     named = [int(axis) % len(shape) for axis in (range(count) if axes is None else axes)]
     for entry, axis in enumerate(named):
@@ -121,9 +116,18 @@ def slice_(flow: ScaleFlow, node: gs.Node) -> str | None:
     return None
 
 
+def _slice_operand(flow: ScaleFlow, node: gs.Node, index: int) -> Array | None:
+    """Starts, ends, axes or steps, where they are constant."""
+    if flow.opset < 10:
+        found = node.attrs.get(("starts", "ends", "axes", "steps")[index])
+        return None if found is None else np.asarray(found)
+    operands = node.inputs[1:]
+    return value_of(operands[index]) if index < len(operands) and operands[index].name else None
+
+
 def other_axes(flow: ScaleFlow, node: gs.Node) -> str | None:
     """Pad, Resize, Tile, Expand: nothing happens along the axes of the channels, or zeros come in."""
-    old, new = flow.shape(node.inputs[0]) or (), flow.shape(node.outputs[0]) or ()
+    old, new = flow.dims(node.inputs[0]), flow.dims(node.outputs[0])
     ids = lifted(flow.labels(node.inputs[0]), len(new))
     old = (1,) * (len(new) - len(old)) + old
     if any(size > 1 and before != after for size, before, after in zip(ids.shape, old, new, strict=True)):

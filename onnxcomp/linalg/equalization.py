@@ -5,7 +5,7 @@ asks for. A channel multiplied by s where it is made and divided by s where it i
 activation s times smaller for its readers, as long as it does not become the widest, and its column of the weights
 s times smaller, so that the other columns may decide their steps. (Nagel et al. 2019, "Data-free quantization through
 weight equalization and bias correction", arXiv:1906.04721, makes the ranges of both sides alike; Xiao et al. 2022,
-"SmoothQuant", arXiv:2211.10438, weighs one against the other by an exponent. Here the expected error itself is minimized.)
+"SmoothQuant", arXiv:2211.10438, weighs one against the other by an exponent. Here the expected error is minimized.)
 
 Channels that have to have one scale are one *unit*. Scales are given as logarithms, (units,).
 """
@@ -114,7 +114,7 @@ def _independent(
     activations: Sequence[Activation], readers: Sequence[Reader], free: Array
 ) -> list[tuple[list[int], list[int], Array]]:
     """Activations, readers and free units that have nothing to do with the others."""
-    terms = [*activations, *readers]
+    terms: list[Activation | Reader] = [*activations, *readers]
     touched = [np.unique(term.units[free[term.units]]) for term in terms]
     rows = np.repeat(np.arange(len(terms)), [len(units) for units in touched]) + len(free)
     columns = np.concatenate([*touched, np.zeros(0, int)])

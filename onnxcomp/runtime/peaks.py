@@ -62,11 +62,11 @@ class Peaks:
     def reach(self, samples: int) -> tuple[Array, Array]:
         """How far each channel is expected to reach below and above zero in that many samples, both >= 0.
 
-        The largest of many values of the same kind follows Gumbel's law: with mean μ and deviation σ of the peaks
-        of single samples, that of n samples lies at about μ - 0.577·β + β·ln n, β = σ·√6 / π. Few samples know
-        little of σ, so one more is assumed, that is as the average channel.
+        The largest of many values of the same kind follows Gumbel's law: with mean m and deviation d of the peaks
+        of single samples, that of n samples lies at about m + b·(ln n - 0.577), b = d·√6 / π. Few samples know
+        little of d, so one more is assumed, that is as the average channel.
         """
-        low, high = (self._extrapolated(*side, samples) for side in self._sums)
+        low, high = (self._extrapolated(total, squares, samples) for total, squares in self._sums)
         return low, high
 
     def _extrapolated(self, total: Array, squares: Array, samples: int) -> Array:
