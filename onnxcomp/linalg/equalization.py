@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Activation", "Reader", "Solution", "equalize", "expected_error"]
+__all__ = ["Activation", "Reader", "Solution", "equalize", "expected_error", "thinned"]
 
 Array = np.ndarray[Any, Any]
 
@@ -141,7 +141,7 @@ def _solve(
     """Logarithms of the scales, and the error without and with them."""
     count = len(most)
     exact = _Objective(activations, readers, count)
-    thinned = _Objective(activations, [_thinned(reader) for reader in readers], count)
+    searched = _Objective(activations, [thinned(reader, _ROWS) for reader in readers], count)
     best = np.zeros(count)
     before = least = exact(best, None)[0]
     if not (np.isfinite(before) and before > 0):
@@ -150,7 +150,7 @@ def _solve(
     def smooth(values: Array, sharpness: float) -> tuple[float, Array]:
         logs = np.zeros(count)
         logs[units] = values
-        error, gradient = thinned(logs, sharpness)
+        error, gradient = searched(logs, sharpness)
         return float(np.log(error)), gradient[units] / error
 
     values = np.zeros(len(units))
@@ -168,13 +168,13 @@ def _solve(
     return best, before, least
 
 
-def _thinned(reader: Reader) -> Reader:
-    """With few of its outputs, evenly spread, each counting for several."""
+def thinned(reader: Reader, most: int) -> Reader:
+    """With at most so many outputs of each group, evenly spread, each counting for several."""
     outputs = reader.largest.shape[1]
-    if outputs <= _ROWS:
+    if outputs <= most:
         return reader
-    chosen = np.linspace(0, outputs - 1, _ROWS).astype(int)
-    return Reader(reader.units, reader.largest[:, chosen], reader.square, reader.worth * outputs / _ROWS)
+    chosen = np.linspace(0, outputs - 1, most).astype(int)
+    return Reader(reader.units, reader.largest[:, chosen], reader.square, reader.worth * outputs / most)
 
 
 class _Objective:

@@ -12,7 +12,7 @@ from onnxcomp.data import Dataset
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.graph.rescaling import CappedTensor, ScaleUnits
 from onnxcomp.graph.scale_readers import Reading, Source, readings, sources
-from onnxcomp.linalg.equalization import Activation, Reader, Solution, equalize
+from onnxcomp.linalg.equalization import Activation, Reader, Solution, equalize, thinned
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.peaks import Peaks
@@ -24,8 +24,12 @@ Array = np.ndarray[Any, Any]
 
 # Values that were not seen will come: channels get the room that they would need on so many samples,
 _FORESEEN = 1000
-# and none is taken for so much narrower than the widest that it is scaled up without end.
-_NARROWEST = 0.25
+# and none is taken for much narrower than the widest; nor for narrower at all where a sample shows few of its values:
+# what rarely fires may be as wide as the others.
+_NARROWEST = 0.5
+_FEW = 16
+# Outputs of a weight that count for it: what is kept of all weights stays small.
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def find_scales(
     rounded = sources(model, layers, reading, units, shapes)
     caps = units.caps()
     peaks = _observed([*reading, *rounded, *caps], model, data, progress)
+    if not all(item.samples for item in peaks.values()):  # a tensor that is always empty
+        return Equalization(reading, [])
     pairs = [_reader(item, peaks[_key(item)]) for item in reading]
     readers, columns = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     limits = {_key(cap): cap for cap in caps}
@@ -66,6 +72,8 @@ def find_scales(
         low, high = peaks[_key(item)].reach(_FORESEEN)
         if (cap := limits.get(_key(item))) is not None:
             low, high = np.minimum(low, -cap.low), np.minimum(high, cap.high)
+        floor = _NARROWEST if peaks[_key(item)].positions >= _FEW else 1.0
+        low, high = (np.maximum(side, floor * side.max()) for side in (low, high))
         activations.append(_activation(item, low, high, reading, columns, units.count))
     free, room = _room(caps, peaks, units)
     return Equalization(reading, equalize(activations, readers, free, room))
@@ -112,7 +120,8 @@ def _reader(item: Reading, peaks: Peaks) -> tuple[Reader, Array]:
     columns = np.einsum("goik,goik->gi", entries, entries).reshape(-1)
     energy = float(columns @ square)
     worth = 1 / energy if energy > 0 else 0.0
-    return Reader(item.units, np.abs(entries).max(3), square * entries.shape[3], worth), columns * worth
+    reader = Reader(item.units, np.abs(entries).max(3), square * entries.shape[3], worth)
+    return thinned(reader, _ROWS), columns * worth
 
 
 def _activation(
@@ -123,5 +132,4 @@ def _activation(
     for index, gain in source.reached:
         np.add.at(worth, reading[index].units, gain * columns[index])
     channels = np.bincount(source.units, minlength=count)
-    low, high = (np.maximum(side, _NARROWEST * side.max()) for side in (low, high))
     return Activation(source.units, low, high, worth[source.units] / channels[source.units])

@@ -27,14 +27,19 @@ class Peaks:
     def __init__(self, axis: int) -> None:
         self.axis = axis
         self.samples = 0
-        self._positions = 0
+        self._values = 0
         self._square: Array = np.zeros(0)
         self._sums: Array = np.zeros(0)  # (low and high, sum and sum of squares, channels)
 
     @property
     def square(self) -> Array:
         """Mean square of each channel."""
-        return self._square / max(1, self._positions)
+        return self._square / max(1, self._values)
+
+    @property
+    def positions(self) -> float:
+        """Values of a channel in a sample, on average."""
+        return self._values / max(1, self.samples)
 
     def expect(self, updates: int) -> None:
         """Of no use here."""
@@ -57,7 +62,7 @@ class Peaks:
         self._square = square if first else self._square + square
         self._sums = sums if first else self._sums + sums
         self.samples += len(high)
-        self._positions += flat.shape[1]
+        self._values += flat.shape[1]
 
     def reach(self, samples: int) -> tuple[Array, Array]:
         """How far each channel is expected to reach below and above zero in that many samples, both >= 0.
