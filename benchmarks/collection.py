@@ -20,11 +20,9 @@ from pathlib import Path
 
 from harness.cases import load_cases, variants
 from harness.collection import Collection, collect, tally
+from harness.document import write_document
 from harness.environment import environment
 from harness.examine import Finding
-from harness.render import render
-from harness.results import Results
-from harness.robustness import robustness
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,8 +43,7 @@ def main() -> int:
             return 1 if result.failures else 0
         result.write(options.out)
     stored = Collection.read(options.out)
-    text = render(Results.read(HERE / "RESULTS.json"), stored) + robustness(HERE)
-    (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
+    write_document(HERE / "RESULTS.md")
     return 1 if stored is not None and stored.failures else 0
 
 

@@ -19,9 +19,14 @@ def probe_accuracy(
     probe: tuple[np.ndarray, float] | None = None,
 ) -> float:
     """Return the fraction of right signs; ``probe`` (weights [384], bias) defaults to the cached one."""
+    return float((probe_decisions(outputs, probe) == (labels > 0)).mean())
+
+
+def probe_decisions(outputs: list[dict[str, np.ndarray]], probe: tuple[np.ndarray, float] | None = None) -> np.ndarray:
+    """Return for every sample whether the probe takes its review for a good one."""
     weights, bias = probe or _cached_probe()
     embeddings = np.concatenate([next(iter(batch.values())) for batch in outputs])
-    return float(((embeddings @ weights + bias > 0) == (labels > 0)).mean())
+    return embeddings @ weights + bias > 0
 
 
 @functools.cache

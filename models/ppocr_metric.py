@@ -31,14 +31,15 @@ def decode(probabilities: np.ndarray, characters: Sequence[str]) -> list[str]:
     return lines
 
 
-def read_lines(outputs: list[dict[str, np.ndarray]], characters: Sequence[str]) -> list[str]:
-    """Return the text of every sample of every batch, from the first output of the model."""
+def read_lines(outputs: list[dict[str, np.ndarray]], characters: Sequence[str] = ()) -> list[str]:
+    """Return the text of every sample of every batch; ``characters`` default to the cached model's."""
+    characters = characters or _cached_characters()
     return [line for batch in outputs for line in decode(next(iter(batch.values())), characters)]
 
 
 def line_accuracy(outputs: list[dict[str, np.ndarray]], labels: np.ndarray, characters: Sequence[str] = ()) -> float:
     """Return the fraction of lines that equal their label; ``characters`` default to the cached model's."""
-    lines = read_lines(outputs, characters or _cached_characters())
+    lines = read_lines(outputs, characters)
     return float(np.mean([line == label for line, label in zip(lines, labels, strict=True)]))
 
 
@@ -46,7 +47,7 @@ def character_error_rate(
     outputs: list[dict[str, np.ndarray]], labels: np.ndarray, characters: Sequence[str] = ()
 ) -> float:
     """Return the number of wrong characters (Levenshtein distance) per character of the labels."""
-    lines = read_lines(outputs, characters or _cached_characters())
+    lines = read_lines(outputs, characters)
     errors = sum(_distance(line, label) for line, label in zip(lines, labels, strict=True))
     return errors / sum(len(label) for label in labels)
 

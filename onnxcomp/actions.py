@@ -163,6 +163,8 @@ def show_plan(request: Request) -> int:
         options = ", ".join(f"{name}={value!r}" for name, value in passed.model_dump().items())
         added = " (required by another)" if job.is_required(passed) else ""
         page.line(f"pass {number}: {passed.name}({options}){added}")
+        if (effort := passed.effort(job.model, samples.calibration)) is not None:
+            page.line(f"        will take {effort}")
     for purpose, dataset in (("calibrate", samples.calibration), ("evaluate", samples.evaluation)):
         if dataset is None:
             page.line(f"{purpose} on: {'one random input' if purpose == 'evaluate' else 'nothing'}")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from onnxcomp.context import Context
+    from onnxcomp.data import Dataset
     from onnxcomp.model import Model
+    from onnxcomp.runtime.effort import Effort
     from onnxcomp.runtime.target import Target
 
 __all__ = ["Pass", "Stage", "because"]
@@ -89,6 +91,18 @@ class Pass(BaseModel, ABC):
             target: the machine the result is for.
         """
         return ""
+
+    def effort(self, model: Model, dataset: Dataset | None) -> Effort | None:  # noqa: ARG002
+        """About how long it will work and how much memory it takes; None for next to nothing, or if it cannot tell.
+
+        Args:
+            model: as it is before the first pass; not to be changed.
+            dataset: the calibration samples, or None.
+
+        Raises:
+            InputError: the model does not run on the samples.
+        """
+        return None
 
     @classmethod
     def with_options(cls, options: dict[str, Any]) -> Pass:

@@ -25,7 +25,9 @@ from onnxcomp.graph.rounding import RoundedLayer, round_to_nearest
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
+from onnxcomp.runtime.effort import Effort, effort_of_runs
 from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
+from onnxcomp.runtime.smooth import smooth
 from onnxcomp.runtime.target import Target
 from onnxcomp.storage.skeleton import Skeleton
 
@@ -34,6 +36,13 @@ __all__ = ["Quant"]
 OPSET = 13  # DequantizeLinear with a scale for each channel
 # Integer kernels that make the model this much slower are not worth it.
 _LEAST_SPEED = 0.95
+_WITHOUT_DATA = (
+    "quant has no calibration data: convolutions stay in float and MatMuls find the range of their activations in "
+    "every run; give samples with --data for integer kernels, measured ranges and corrected biases"
+)
+# What the pass was seen to take, in runs of the model on one sample: of five networks, right to a factor of two.
+_RUNS_PER_SAMPLE = 8
+_RUNS_FOR_RANGES = 2000
 
 
 class Quant(Pass):
@@ -45,7 +54,7 @@ class Quant(Pass):
       so that ONNX Runtime fuses QLinearConv, QGemm or MatMulIntegerToFloat. Weights: int8, symmetric, one
       scale for each output channel. Activations: uint8, one scale for each tensor. Biases: int32.
     - **dynamic**: MatMul and Gemm as DynamicQuantizeLinear and MatMulInteger; the range of the activation is
-      found in every run.
+      found in every run. With data, wide channels of the activation are divided or kept apart where that pays.
     - **table**: an embedding (Gather of rows) as int8 rows that are dequantized behind the Gather.
     - **stored**: a layer without an integer kernel keeps an int8 weight that ONNX Runtime restores when it
       loads the model: a quarter of the file, the speed of float.
@@ -76,7 +85,8 @@ class Quant(Pass):
     them. So it is best to keep layers that follow each other.
 
     Scales are laid out as in Krishnamoorthi 2018 (arXiv:1806.08342); ranges are chosen as
-    ``onnxcomp.linalg.ranges`` says; biases are corrected as in Nagel et al. 2019 (arXiv:1906.04721).
+    ``onnxcomp.linalg.ranges`` says, wide channels are treated as ``onnxcomp.linalg.smoothing`` says; biases
+    are corrected as in Nagel et al. 2019 (arXiv:1906.04721).
     """
 
     name: ClassVar[str] = "quant"
@@ -102,6 +112,8 @@ class Quant(Pass):
         self._check_names(layers)
         if self.mode == "static":
             ctx.require_data()
+        if ctx.data is None and self.mode != "weights" and layers:
+            ctx.warn(_WITHOUT_DATA)
         work = _Quantization(self, model, ctx, layers)
         division = divide(model.graph, layers, self.mode, self.keep, calibrated=work.data is not None)
         for layer, reason in division.left:
@@ -138,6 +150,16 @@ class Quant(Pass):
         reasons = [reason for layer in layers if (reason := unsuitable(layer))]
         return f"{len(layers) - len(reasons)} of {len(layers)} layers could run on integer kernels{because(reasons)}"
 
+    def effort(self, model: Model, dataset: Dataset | None) -> Effort | None:
+        """See the base class."""
+        layers = weighted_layers(model)
+        division = divide(model.graph, layers, self.mode, self.keep, dataset is not None)
+        if dataset is None or not (division.static or division.dynamic):
+            return None
+        runs = _RUNS_PER_SAMPLE * min(len(dataset), self.samples)
+        searches = bool(division.static) and self.ranges == "auto"
+        return effort_of_runs(model, dataset, runs + searches * _RUNS_FOR_RANGES)
+
     def _check_names(self, layers: list[WeightedLayer]) -> None:
         known = {layer.name for layer in layers}
         for name in self.keep:
@@ -156,11 +178,13 @@ class _Quantization:
         self.careful = ctx.target.int8_saturates
         self.calibration = Calibration()
         self.rounded: dict[str, RoundedLayer] = {}
+        self.smoothed: dict[str, str] = {}
         self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
 
     def write(self, division: Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
+            self.smoothed = smooth(self.model, division.dynamic, self.data, self.ctx.progress)
             self.calibration = self._calibrate(division)
             self._leave_unseen(division)
         self.rounded = round_to_nearest(division.static, self.calibration.means, self.careful)
@@ -177,6 +201,8 @@ class _Quantization:
         kernels = integer_kernels(self.model, dynamic)
         for layer in division.dynamic:
             reason = f"8-bit weights, activations quantized in every run; integer kernel {kernels[layer.name]}"
+            if layer.name in self.smoothed:
+                reason += f"; {self.smoothed[layer.name]}"
             self.ctx.act(layer, "quantized", reason + _limited(dynamic[layer.name]))
 
     def _calibrate(self, division: Division) -> Calibration:

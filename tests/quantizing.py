@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 
 from onnxcomp.context import Context, Decision
 from onnxcomp.data import Dataset
+from onnxcomp.errors import OnnxcompWarning
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.model import Model
 from onnxcomp.passes.quant import Quant
@@ -37,7 +39,10 @@ def quantize(model: Model, data: Dataset | None, target: Target = VNNI, **option
     """Run the pass, check the result's validity, and return the decisions by layer."""
     context = Context(target=target, data=data, scope="quant")
     names = [layer.name for layer in weighted_layers(model)]
-    Quant(**options).run(model, context)
+    with warnings.catch_warnings():
+        if data is None:
+            warnings.simplefilter("ignore", OnnxcompWarning)  # that there are no data
+        Quant(**options).run(model, context)
     onnx.checker.check_model(model.proto(), full_check=True)
     assert sorted(decision.layer for decision in context.decisions) == sorted(names), "one decision a layer"
     return {decision.layer: decision for decision in context.decisions}

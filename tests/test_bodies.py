@@ -187,6 +187,7 @@ def test_weights_that_the_model_gives_out_stay_as_they_are(pipeline: str, with_d
 
 
 @pytest.mark.parametrize("with_data", [True, False])
+@pytest.mark.filterwarnings("ignore:quant has no calibration data")
 def test_a_model_that_cannot_be_raised_stores_its_weights(with_data: bool) -> None:
     """TopK got an input for its attribute; the Clip before it must not stay half raised."""
     proto = build(

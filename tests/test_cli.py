@@ -187,6 +187,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command) -> None:
     assert outcome.out.endswith("would write: net.compressed.onnx\n")
 
 
+def test_a_dry_run_tells_how_long_calibration_will_take(command: Command) -> None:
+    outcome = command.succeeds("net.onnx", "-p", "quant", "--data", "data.npz", "--dry-run")
+    assert re.search(r"will take about \d+ s and \d+\.\d GB of memory\n", outcome.out)
+    assert "will take" not in command.succeeds("net.onnx", "-p", "quant", "--dry-run").out, "next to nothing"
+
+
+def test_quantizing_without_data_warns(command: Command) -> None:
+    outcome = command.succeeds("net.onnx", "-p", "quant")
+    assert "onnxcomp: warning: quant has no calibration data: convolutions stay in float" in outcome.err
+
+
 # -- failures ------------------------------------------------------------------------------------------------
 
 

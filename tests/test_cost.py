@@ -257,6 +257,7 @@ def test_a_tensor_of_a_body_has_not_the_shape_of_its_namesake_outside() -> None:
 
 
 @pytest.mark.parametrize("mode", ["weights", "dynamic"])
+@pytest.mark.filterwarnings("ignore:quant has no calibration data")
 def test_weights_that_are_stored_or_looked_up_in_8_bits_are_as_many(mode: str) -> None:
     rng = np.random.default_rng(0)
     weights = {

@@ -239,6 +239,7 @@ def called(body: list[onnx.NodeProto], call: onnx.NodeProto, *inits: onnx.Tensor
 @pytest.mark.parametrize(
     ("op", "attribute", "choice"), [("Conv", "group", 2), ("ConvTranspose", "group", 2), ("Gemm", "transB", 1)]
 )
+@pytest.mark.filterwarnings("ignore:quant has no calibration data")
 def test_how_a_weight_is_laid_out_may_be_what_each_call_says(op: str, attribute: str, choice: int) -> None:
     w = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
     if op != "Gemm":
@@ -259,6 +260,7 @@ def test_how_a_weight_is_laid_out_may_be_what_each_call_says(op: str, attribute:
 
 
 @pytest.mark.parametrize("passed", [Quant(), Fold(inline_functions=True)])
+@pytest.mark.filterwarnings("ignore:quant has no calibration data")
 def test_a_function_with_the_name_of_an_operator_is_no_such_operator(passed: Pass) -> None:
     """Of its first input it picks no rows, it multiplies by it."""
     body = [helper.make_node("MatMul", ["w", "a"], ["r"], name="inner")]

@@ -184,6 +184,7 @@ BFLOAT16 = """(bfloat16[N,32] s) => (bfloat16[N,16] y) {
 
 
 @pytest.mark.parametrize("body", [SEQUENCES, BFLOAT16], ids=["sequence", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:quant has no calibration data")
 def test_models_are_compressed_and_inspected_whatever_they_are_fed_with(body: str) -> None:
     model = Model.from_proto(build(body, {"w": (32, 16)}))
     with without_timing():

@@ -1,21 +1,25 @@
-"""What is compared: onnxcomp with three pipelines, and the peers."""
+"""What is compared: onnxcomp with its pipelines, and the peers."""
 
 from __future__ import annotations
 
 import json
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.peers import PEERS
+from harness import peers
+from harness.peers import Peer
 from harness.results import Row
 from harness.zoo import ZooModel
 
-__all__ = ["ENTRIES", "FULL", "Entry"]
+__all__ = ["EIGHT_BITS", "ENTRIES", "FOUR_BITS", "FULL", "QUANT", "WEIGHTS_4", "Entry", "add_report", "report_of"]
 
 FULL = "onnxcomp-prune-quant-reorder"
-PIPELINES = {FULL: "prune,quant,reorder", "onnxcomp-quant": "quant", "onnxcomp-prune": "prune"}
+QUANT = "onnxcomp-quant"
+WEIGHTS_4 = "onnxcomp-weights4"
+TRANSFORMERS = ("minilm",)
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,33 @@ class Entry:
         name: identifies it.
         tool, setting: what the table says.
         pipeline: of onnxcomp; None for a peer.
+        only: names of the models that it is meant for; empty for all.
+        saturating: it makes sense only where 8-bit weights can saturate.
     """
 
     name: str
     tool: str
     setting: str
     pipeline: str | None = None
+    only: tuple[str, ...] = ()
+    saturating: bool = False
 
-    def command(self, model: ZooModel, output: Path) -> list[str]:
-        """The command line that writes the compressed model to ``output``."""
+    def suits(self, model: ZooModel, saturates: bool) -> bool:
+        """Whether it is meant for the model on this kind of CPU."""
+        return (not self.only or model.name in self.only) and (saturates or not self.saturating)
+
+    def command(self, model: ZooModel, output: Path, samples: int | None = None) -> list[str]:
+        """The command line that writes the compressed model to ``output``.
+
+        Args:
+            model: the original and its data.
+            output: the file to write.
+            samples: calibration samples of the peers at most; their own number without.
+        """
         if self.pipeline is None:
-            return [sys.executable, "-m", "harness.peers", self.name, str(model.path), str(model.data), str(output)]
+            limited = [] if samples is None else ["--samples", str(samples)]
+            files = [str(model.path), str(model.data), str(output)]
+            return [sys.executable, "-m", "harness.peers", self.name, *files, *limited]
         program = str(Path(sysconfig.get_path("scripts"), "onnxcomp"))
         made = ["-p", self.pipeline, "--data", str(model.data), "-o", str(output), "--report", str(report_of(output))]
         return [program, str(model.path), *made]
@@ -62,10 +82,39 @@ def add_report(row: Row, output: Path) -> None:
         )
 
 
-ENTRIES = {
-    entry.name: entry
-    for entry in (
-        *(Entry(name, "onnxcomp", f"-p {pipeline}", pipeline) for name, pipeline in PIPELINES.items()),
-        *(Entry(name, peer.tool, peer.setting) for name, peer in PEERS.items()),
-    )
-}
+def _onnxcomp(name: str, pipeline: str, only: tuple[str, ...] = ()) -> Entry:
+    return Entry(name, "onnxcomp", f"-p {pipeline}", pipeline, only)
+
+
+def _peer(name: str, peer: Peer) -> Entry:
+    return Entry(name, peer.tool, peer.setting, only=peer.only, saturating=peer.saturating)
+
+
+def _named(entries: Iterable[Entry]) -> dict[str, Entry]:
+    return {entry.name: entry for entry in entries}
+
+
+ENTRIES = _named(
+    [
+        _onnxcomp(FULL, "prune,quant,reorder"),
+        _onnxcomp(QUANT, "quant"),
+        _onnxcomp("onnxcomp-prune", "prune"),
+        *(_peer(name, peers.PEERS[name]) for name in peers.COMPRESSION),
+    ]
+)
+EIGHT_BITS = _named(
+    [
+        _onnxcomp(QUANT, "quant"),
+        _onnxcomp("onnxcomp-equalize-quant", "equalize,quant"),
+        _onnxcomp("onnxcomp-quant-static", 'quant(mode="static")', TRANSFORMERS),
+        _onnxcomp("onnxcomp-quant-dynamic", 'quant(mode="dynamic")', TRANSFORMERS),
+        *(_peer(name, peer) for name, peer in peers.EIGHT_BITS.items()),
+    ]
+)
+FOUR_BITS = _named(
+    [
+        _onnxcomp("onnxcomp-quant4", "quant(bits=4)"),
+        _onnxcomp(WEIGHTS_4, 'quant(mode="weights", bits=4)'),
+        *(_peer(name, peer) for name, peer in peers.FOUR_BITS.items()),
+    ]
+)

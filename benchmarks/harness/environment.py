@@ -12,7 +12,7 @@ from harness.zoo import ROOT
 from onnxcomp.report.environment import describe_environment
 from onnxcomp.runtime.target import Target
 
-PACKAGES = ("onnxcomp", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "onnxsim", "nncf")
+PACKAGES = ("onnxcomp", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "onnxsim", "nncf", "amd-quark")
 
 
 def environment() -> Environment:

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Environment", "Ratio", "Results", "Row", "Section", "ratio_of"]
+__all__ = ["Environment", "Part", "Ratio", "Results", "Row", "Section", "ratio_of"]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A piece of the JSON; unknown fields are errors."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Ratio(_Part):
+class Ratio(Part):
     """Time of the fp32 original over time of a candidate, round by round: above 1 is faster."""
 
     median: float
@@ -37,7 +39,7 @@ def ratio_of(original: Sequence[float], candidate: Sequence[float]) -> Ratio:
     return Ratio(median=float(median), low=float(low), high=float(high))
 
 
-class Row(_Part):
+class Row(Part):
     """One tool with one setting on one model; the original is the row of the tool ``fp32``."""
 
     name: str
@@ -56,9 +58,21 @@ class Row(_Part):
     """Of the result, by name; see ``Section.figures``."""
     sqnr_db: float | None = None
     """Signal to quantization noise of the outputs against the original's; null: equal, or not measured."""
+    agreement: float | None = None
+    """Share of the decisions that equal the original's, see ``harness.decisions``."""
+    unfused_agreement: float | None = None
+    """The same against the result itself, run without any of ONNX Runtime's optimizations."""
+    integer_kernels: int | None = None
+    """In the graph that ONNX Runtime makes of it."""
+    float_layers: int | None = None
+    """Layers with constant weights that run in float there."""
     latency: Ratio | None = None
+    latencies: dict[str, Ratio] = Field(default_factory=dict)
+    """At other lengths of the input, by name."""
     milliseconds: float | None = None
     """Median of one run."""
+    date: str | None = None
+    """When it was measured in a run of its own, apart from the rest of its section."""
     passes: int | None = None
     """Of onnxcomp: passes that ran."""
     verified: int | None = None
@@ -67,7 +81,7 @@ class Row(_Part):
     """Of onnxcomp: weighted layers that its report gives neither an action nor a reason for."""
 
 
-class Environment(_Part):
+class Environment(Part):
     """Where and with what a section was measured."""
 
     cpu: str
@@ -77,7 +91,7 @@ class Environment(_Part):
     versions: dict[str, str]
 
 
-class Section(_Part):
+class Section(Part):
     """Everything about one model."""
 
     model: str
@@ -101,7 +115,7 @@ class Section(_Part):
         return next((row for row in self.rows if row.name == name), None)
 
 
-class Results(_Part):
+class Results(Part):
     """Sections by model, of several runs perhaps."""
 
     sections: dict[str, Section] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harness.entries import FULL
 from harness.results import Results, Row, Section
 
-__all__ = ["Target", "check"]
+__all__ = ["Target", "check", "limit"]
 
 UNCHANGED = ("mobilenetv2", "ppocr_rec", "minilm")
 _MISSING = "not measured"
@@ -40,21 +40,22 @@ def _fashion(section: Section | None) -> list[Target]:
     latency = row.latency.median if row and row.latency else None
     megabytes = None if row is None or row.peak_bytes is None else row.peak_bytes / 1e6
     return [
-        _limit("fashion: points lost of 100, all 10,000 test images", _points_lost(section, row), "points", 1.0),
-        _limit("fashion: file, times smaller", _size_ratio(section, row), "x", 4.0, least=True),
-        _limit("fashion: speed against fp32 ONNX Runtime, one thread", latency, "x", 2.0, least=True),
-        _limit("fashion: seconds to compile", row.seconds if row else None, "s", 60.0),
-        _limit("fashion: peak memory", megabytes, "MB", 1000.0),
+        limit("fashion: points lost of 100, all 10,000 test images", _points_lost(section, row), "points", 1.0),
+        limit("fashion: file, times smaller", _size_ratio(section, row), "x", 4.0, least=True),
+        limit("fashion: speed against fp32 ONNX Runtime, one thread", latency, "x", 2.0, least=True),
+        limit("fashion: seconds to compile", row.seconds if row else None, "s", 60.0),
+        limit("fashion: peak memory", megabytes, "MB", 1000.0),
     ]
 
 
-def _limit(text: str, value: float | None, unit: str, limit: float, least: bool = False) -> Target:
-    bound = f"{'at least' if least else 'at most'} {limit:g} {unit}"
+def limit(text: str, value: float | None, unit: str, bound: float, least: bool = False) -> Target:
+    """A target for one number: ``bound`` is the most that it may be, or the least that it has to be."""
+    wanted = f"{text}: {'at least' if least else 'at most'} {bound:g} {unit}"
     if value is None:
-        return Target(f"{text}: {bound}", _MISSING, None)
-    excess = limit - value if least else value - limit
-    met = excess <= 0
-    return Target(f"{text}: {bound}", f"{value:.2f} {unit}", met, "" if met else f"{excess:.2f} {unit}")
+        return Target(wanted, _MISSING, None)
+    excess = bound - value if least else value - bound
+    met = excess <= 1e-9
+    return Target(wanted, f"{value:.2f} {unit}", met, "" if met else f"{excess:.2f} {unit}")
 
 
 def _unchanged(name: str, results: Results) -> Target:

@@ -11,8 +11,10 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from harness.accuracy import open_session
 from harness.zoo import MODELS, ZooModel
@@ -22,28 +24,47 @@ from onnxcomp.model import Model
 SHORTEST_TURN_S = 2e-3  # below it, the clock and the call weigh too much: several runs make up a turn
 
 
-def times(model: ZooModel, files: Sequence[Path], rounds: int, threads: int) -> list[list[float]]:
-    """Seconds of one run of each file in each round, [file][round].
+def feeds_of(model: ZooModel) -> dict[str, dict[str, Any]]:
+    """What to time a model with, by name: its first sample, and longer sequences made of the first samples."""
+    data = Dataset.open(str(model.folder / model.figures[0].samples), Model.load(model.path))
+    first = data.sample()
+    if not model.lengths:
+        return {"": first}
+    batch = next(data.feeds())
+    made = {}
+    for length in model.lengths:
+        parts = {name: values.shape[1] for name, values in first.items()}
+        joined = {name: batch[name][: -(-length // width)].reshape(1, -1) for name, width in parts.items()}
+        made[f"{length} tokens"] = {name: values[:, :length] for name, values in joined.items()}
+    return made
+
+
+def times(
+    files: Sequence[Path], feeds: dict[str, dict[str, Any]], rounds: int, threads: int
+) -> dict[str, list[list[float]]]:
+    """Seconds of one run of each file in each round, for each of the feeds: [feeds][file][round].
 
     In a round every file has one turn, in an order drawn anew (from a fixed seed), so that all see the same
     disturbances and none always follows the same neighbour. A turn starts with an untimed run, which fetches
     the weights that the others have pushed out of the caches.
     """
-    feeds = Dataset.open(str(model.folder / model.figures[0].samples), Model.load(model.path)).sample()
     sessions = [open_session(path, threads) for path in files]
+    return {name: _rounds(sessions, feed, rounds) for name, feed in feeds.items()}
 
+
+def _rounds(sessions: list[ort.InferenceSession], feed: dict[str, Any], rounds: int) -> list[list[float]]:
     def seconds(index: int, runs: int) -> float:
         start = time.perf_counter()
         for _ in range(runs):
-            sessions[index].run(None, feeds)
+            sessions[index].run(None, feed)
         return (time.perf_counter() - start) / runs
 
-    warm = [min(seconds(index, 1) for _ in range(5)) for index in range(len(files))]
+    warm = [min(seconds(index, 1) for _ in range(5)) for index in range(len(sessions))]
     runs = [max(1, math.ceil(SHORTEST_TURN_S / max(once, 1e-7))) for once in warm]
     random = np.random.default_rng(0)
-    measured: list[list[float]] = [[] for _ in files]
+    measured: list[list[float]] = [[] for _ in sessions]
     for _ in range(rounds):
-        for index in random.permutation(len(files)):
+        for index in random.permutation(len(sessions)):
             seconds(index, 1)
             measured[index].append(seconds(index, runs[index]))
     return measured
@@ -57,7 +78,8 @@ def main() -> None:
     parser.add_argument("threads", type=int)
     parser.add_argument("files", type=Path, nargs="+")
     options = parser.parse_args()
-    print(json.dumps(times(MODELS[options.model], options.files, options.rounds, options.threads)))
+    feeds = feeds_of(MODELS[options.model])
+    print(json.dumps(times(options.files, feeds, options.rounds, options.threads)))
 
 
 if __name__ == "__main__":

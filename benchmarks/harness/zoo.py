@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = ["MODELS", "Figure", "ZooModel", "cache_root"]
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL_CODE = ROOT / "models"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class ZooModel:
         file: name of the model in it.
         figures: what it is judged by; the first is the one that counts.
         calibration: samples that all tools calibrate on, disjoint from those of the figures.
+        decision: what the outputs are taken for, see ``harness.decisions``.
+        lengths: of the sequences that it is timed at, where one sample is not all: the first is that of a sample.
     """
 
     name: str
     file: str
     figures: tuple[Figure, ...]
     calibration: str = "calibration.npz"
+    decision: str = "classes"
+    lengths: tuple[int, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -69,7 +74,7 @@ def cache_root() -> Path:
 
 def _metric(name: str) -> str:
     file, _, function = name.partition(":")
-    return f"{ROOT / 'models' / file}:{function}"
+    return f"{MODEL_CODE / file}:{function}"
 
 
 _TOP1 = Figure("top-1", "top1")
@@ -92,10 +97,23 @@ MODELS = {
                 Figure("lines right", _metric("ppocr_metric.py:line_accuracy")),
                 Figure("character errors", _metric("ppocr_metric.py:character_error_rate"), higher_is_better=False),
             ),
+            decision="lines",
         ),
-        ZooModel("minilm", "minilm.onnx", (Figure("probe", _metric("minilm_metric.py:probe_accuracy")),)),
+        ZooModel(
+            "minilm",
+            "minilm.onnx",
+            (Figure("probe", _metric("minilm_metric.py:probe_accuracy")),),
+            decision="sentiment",
+            lengths=(64, 128),
+        ),
         ZooModel("ppocr_cls", "ppocr_cls.onnx", (_TOP1,)),
-        ZooModel("ppocr_det", "ppocr_det.onnx", (_SQNR,)),
-        ZooModel("silero_vad", "silero_vad.onnx", (Figure("SQNR", "sqnr", "test", unit="dB"),), "calibration"),
+        ZooModel("ppocr_det", "ppocr_det.onnx", (_SQNR,), decision="text"),
+        ZooModel(
+            "silero_vad",
+            "silero_vad.onnx",
+            (Figure("SQNR", "sqnr", "test", unit="dB"),),
+            "calibration",
+            decision="voice",
+        ),
     )
 }

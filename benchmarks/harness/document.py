@@ -1,0 +1,24 @@
+"""RESULTS.md as a whole, from the JSON files beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.collection import Collection
+from harness.quant_results import QuantResults
+from harness.render import render
+from harness.render_quant import quant_sections
+from harness.results import Results
+from harness.robustness import robustness
+
+__all__ = ["write_document"]
+
+COLLECTION = Path(__file__).resolve().parents[1] / "COLLECTION.json"
+
+
+def write_document(path: Path, results: Results | None = None) -> None:
+    """Write the Markdown; ``results`` are those of the JSON of the same name when they are not given."""
+    results = Results.read(path.with_suffix(".json")) if results is None else results
+    parts = [render(results, Collection.read(COLLECTION)), robustness(path.parent)]
+    quant = quant_sections(QuantResults.read(path.parent / "QUANT.json"))
+    path.write_text("".join(parts) + ("\n" + quant if quant else ""), encoding="utf-8")

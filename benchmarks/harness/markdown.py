@@ -1,0 +1,88 @@
+"""Pieces of the Markdown that several sections share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.results import Environment, Ratio, Row, Section
+from harness.targets import Target
+from harness.zoo import Figure
+
+__all__ = ["NONE", "escaped", "facts", "line", "machine", "megabytes", "ratio", "seconds", "size_ratio", "table"]
+__all__ += ["targets_table", "value"]
+
+NONE = "-"
+
+
+def line(cells: Sequence[str]) -> str:
+    """One row of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 2) -> str:
+    """A table whose first columns hold text, and the others numbers."""
+    rules = ["---"] * text_columns + ["---:"] * (len(columns) - text_columns)
+    return "\n".join([line(columns), line(rules), *map(line, rows)])
+
+
+def escaped(text: str) -> str:
+    """Text that cannot break a table."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def machine(environment: Environment) -> list[str]:
+    """The machine, and the versions of what ran on it."""
+    versions = ", ".join(f"{name} {number}" for name, number in environment.versions.items())
+    return [
+        f"- {environment.cpu}, {environment.cores} cores ({', '.join(environment.isa)}); {environment.platform}",
+        f"- {versions}",
+    ]
+
+
+def facts(section: Section) -> str:
+    """When, where, with what and on how much a section was measured."""
+    samples = ", ".join(f"{name} on {count:,}" for name, count in section.samples.items())
+    parts = [
+        f"- {section.date}, `{section.command}`",
+        *machine(section.environment),
+        f"- test samples: {samples}; calibration file: {section.calibration_samples} samples; "
+        f"speed: {section.threads} thread{'s' if section.threads > 1 else ''}, {section.rounds} interleaved rounds",
+    ]
+    return "\n".join(parts)
+
+
+def value(figure: Figure, row: Row) -> str:
+    """A figure of merit with its unit."""
+    found = row.figures.get(figure.name)
+    if found is None:
+        return NONE
+    return f"{100 * found:.2f} %" if figure.unit == "points" else f"{found:.1f} {figure.unit}"
+
+
+def ratio(found: Ratio | None) -> str:
+    """A speed with its quartiles."""
+    return NONE if found is None else f"{found.median:.2f}x ({found.low:.2f} to {found.high:.2f})"
+
+
+def seconds(found: float | None) -> str:
+    """Seconds to a tenth."""
+    return NONE if found is None else f"{found:.1f} s"
+
+
+def megabytes(found: int | None) -> str:
+    """Whole megabytes (1e6 bytes)."""
+    return NONE if found is None else f"{found / 1e6:,.0f} MB"
+
+
+def size_ratio(row: Row, original: Row) -> str:
+    """How many times smaller the result is."""
+    return NONE if not row.bytes or not original.bytes else f"{original.bytes / row.bytes:.2f}x"
+
+
+def targets_table(title: str, targets: Sequence[Target]) -> str:
+    """What was aimed at, what was measured, and by how much it was missed."""
+    rows = []
+    for target in targets:
+        result = NONE if target.met is None else "met" if target.met else f"**missed** ({target.miss})"
+        rows.append([target.text, escaped(target.measured), result])
+    return f"## {title}\n\n" + table(["target", "measured", "result"], rows, text_columns=3)

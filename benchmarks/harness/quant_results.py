@@ -1,0 +1,103 @@
+"""What quant.py measures, as data: the JSON that its sections of RESULTS.md are rendered from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from harness.results import Environment, Part, Section
+
+__all__ = ["Cost", "Costs", "QuantResults", "Saturation", "SaturationRow", "merge"]
+
+
+class Cost(Part):
+    """What calibration took one tool with one setting."""
+
+    name: str
+    tool: str
+    setting: str
+    samples: int
+    """That it calibrated on."""
+    failure: str | None = None
+    own_seconds: float | None = None
+    """Of the tool's own call or pass."""
+    seconds: float | None = None
+    """Of its process, from start to exit."""
+    peak_bytes: int | None = None
+
+
+class Costs(Part):
+    """All of them on one model."""
+
+    model: str
+    date: str
+    command: str
+    environment: Environment
+    rows: list[Cost]
+
+    def row(self, name: str) -> Cost | None:
+        """The cost of that name, when it was measured."""
+        return next((row for row in self.rows if row.name == name and row.failure is None), None)
+
+
+class SaturationRow(Part):
+    """One result on a CPU whose 8-bit kernels add products in 16 bits."""
+
+    model: str
+    tool: str
+    setting: str
+    safe: bool
+    """Whether the tool was told not to saturate there."""
+    failure: str | None = None
+    unfused: float | None = None
+    """Agreement of classes with fp32 when all of ONNX Runtime's optimizations are off."""
+    fused: float | None = None
+    """Agreement of classes with fp32 as it is deployed."""
+    equal: float | None = None
+    """Classes that are the same either way."""
+    sqnr_db: float | None = None
+    """Of the fused outputs against the unfused ones."""
+
+
+class Saturation(Part):
+    """The same results with and without fused kernels, without VNNI."""
+
+    date: str
+    command: str
+    environment: Environment
+    machine: Literal["this machine", "emulated"]
+    samples: dict[str, int]
+    """Test samples of each model."""
+    rows: list[SaturationRow]
+
+
+class QuantResults(Part):
+    """Everything, of several runs perhaps."""
+
+    eight_bits: dict[str, Section] = Field(default_factory=dict)
+    four_bits: dict[str, Section] = Field(default_factory=dict)
+    costs: Costs | None = None
+    saturation: Saturation | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> QuantResults:
+        """What was written there, or nothing yet."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else cls()
+
+    def write(self, path: Path) -> None:
+        """Write indented JSON."""
+        path.write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+
+
+def merge(before: Section | None, after: Section) -> Section:
+    """A section whose rows of an earlier run are replaced by those of a later one, which are marked by its date.
+
+    The facts about the machine stay those of the earlier run.
+    """
+    if before is None:
+        return after
+    rows = {row.name: row for row in before.rows}
+    rows |= {row.name: row.model_copy(update={"date": after.date}) for row in after.rows}
+    return before.model_copy(update={"rows": list(rows.values())})
