@@ -19,6 +19,7 @@ from onnxcomp.graph.rescaling import ScaleUnits
 from onnxcomp.graph.scaling import follow_scales
 from onnxcomp.graph.scaling_rules import SCALING_RULES
 from onnxcomp.linalg.equalization import Activation, Reader, _Objective, equalize, expected_error
+from onnxcomp.linalg.smoothing import rounding_error
 from onnxcomp.model import Model
 from onnxcomp.passes.equalize import Equalize
 from onnxcomp.runtime import session
@@ -275,6 +276,17 @@ def test_expected_error_is_that_of_rounding() -> None:
     assert expected_error(logs, [activation], [reader]) == pytest.approx(error, rel=0.3)
 
 
+def test_expected_error_is_that_of_smoothing() -> None:
+    """For one layer, where the same is done by dividing the activation."""
+    rng = np.random.default_rng(1)
+    weight, logs = rng.standard_normal((5, 7)), rng.normal(0, 0.5, 7)
+    low, high, square = -rng.uniform(0, 2, 7), rng.uniform(0, 2, 7), rng.uniform(0, 1, 7)
+    activation = Activation(np.arange(7), -low, high, np.square(weight).sum(0))
+    reader = Reader(np.arange(7), np.abs(weight)[None], square, 1.0)
+    expected = rounding_error(weight, low, high, square, np.exp(-logs))
+    assert expected_error(logs, [activation], [reader]) == pytest.approx(expected)
+
+
 def test_peaks_do_not_depend_on_batches() -> None:
     values = np.random.default_rng(0).standard_normal((12, 5, 4, 4)).astype(np.float32)
     whole, parts = Peaks(1), Peaks(1)
@@ -310,7 +322,8 @@ def test_unequal_channels_are_worth_decibels() -> None:
     before = run(model, net.feeds())
     decisions = apply(model, data)
     assert_same(run(model, net.feeds()), before)
-    assert [action for action, _ in decisions.values()] == ["equalized", "equalized", "equalized"]
+    assert [action for action, _ in decisions.values()] == ["equalized", "equalized", "skipped"]
+    assert "no factors lower the expected rounding error" in decisions["/gemm5"][1]
     assert "output channels times" in decisions["/conv0"][1]
     assert "expected rounding error of its group -" in decisions["/conv2"][1]
     assert sqnr_quantized(model, data) > sqnr_quantized(plain, data) + 6
@@ -360,3 +373,29 @@ def test_random_networks_keep_their_function(net: Net) -> None:
     before = run(model, feeds)
     apply(model, Dataset.from_arrays(feeds), least_gain=0)
     assert_same(run(model, feeds), before)
+
+
+def test_what_rescaling_writes() -> None:
+    """Two channels times 2 and 1/4: the rows of one weight and its bias, the columns of the other."""
+    text = """net (float[n,2,1,1] x) => (float[n,1,1,1] y) {
+        c = Conv(x, a, b) r = Relu(c) s = Mul(r, m) y = Conv(s, d) }"""
+    arrays = {
+        "a": np.array([[1, 2], [3, 4]] * 8, np.float32).reshape(16, 2, 1, 1)[:2],
+        "b": np.array([5, 6], np.float32),
+        "m": np.array(3, np.float32),
+        "d": np.array([[7, 8]], np.float32).reshape(1, 2, 1, 1),
+    }
+    arrays["a"] = np.pad(arrays["a"], ((0, 14), (0, 0), (0, 0), (0, 0)))  # too small a weight is no layer
+    arrays["b"] = np.pad(arrays["b"], (0, 14))
+    arrays["d"] = np.pad(arrays["d"], ((0, 0), (0, 14), (0, 0), (0, 0)))
+    model = build(text, arrays)
+    units = units_of(model, {"x": np.ones((1, 2, 1, 1), np.float32)})
+    assert int(units.free.sum()) == 16
+    scales = np.ones(units.count)
+    scales[np.flatnonzero(units.free)[:2]] = 2, 0.25
+    units.rescale(scales)
+    written = {name: model.graph.tensors()[name].values.reshape(-1) for name in arrays}
+    assert written["a"][:4].tolist() == [2, 4, 0.75, 1]
+    assert written["b"][:2].tolist() == [10, 1.5]
+    assert written["m"].tolist() == [3]
+    assert written["d"][:2].tolist() == [3.5, 32]
