@@ -26,6 +26,8 @@ def reduction(flow: ScaleFlow, node: gs.Node) -> str | None:
     axes = axes_of(node, ids.ndim)
     if axes is None:
         return "its axes are not constant"
+    if not axes and not node.attrs.get("noop_with_empty_axes", 0):
+        axes = list(range(ids.ndim))
     ids = flow.uniform(ids, axes)
     if not node.attrs.get("keepdims", 1):
         ids = ids.reshape([size for axis, size in enumerate(ids.shape) if axis not in axes])
