@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from onnxcomp.context import Context
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
-from onnxcomp.graph.rescaling import ScaleUnits
+from onnxcomp.graph.rescaling import NOT_FOLLOWED, ScaleUnits
 from onnxcomp.graph.scaling import follow_scales
 from onnxcomp.graph.scaling_rules import SCALING_RULES
 from onnxcomp.model import Model
@@ -105,14 +105,14 @@ class Equalize(Pass):
         """See the base class."""
         units = ScaleUnits(follow_scales(model, shapes, SCALING_RULES, self.limits))
         layers = weighted_layers(model)
-        free = [layer for layer in layers if _touched(layer, units, units.free)]
-        return f"channels around {len(free)} of {len(layers)} layers could be rescaled{because(units.reasons.values())}"
+        stuck = [_why_not(layer, units) for layer in layers if not _is_free(layer, units)]
+        free = len(layers) - len(stuck)
+        return f"channels around {free} of {len(layers)} layers could be rescaled{because(stuck)}"
 
 
-def _touched(layer: WeightedLayer, units: ScaleUnits, wanted: Array) -> list[Array]:
-    """The units of each factor of the layer's weight, where any of them is wanted."""
-    factors = units.factors_at(layer.node, layer.weight_index)
-    return [ids for _, ids in factors if wanted[ids].any()]
+def _is_free(layer: WeightedLayer, units: ScaleUnits) -> bool:
+    """Whether any channel of the layer may be rescaled."""
+    return any(units.free[ids].any() for _, ids in units.factors_at(layer.node, layer.weight_index))
 
 
 class _Decision:
@@ -128,24 +128,25 @@ class _Decision:
                 values = scales[ids]
                 self._parts.append(f"{side} channels times {values.min():.2g} to {values.max():.2g}")
         self._note = note
-        self._reasons = _why_not(layer, units)
+        self._reason = _why_not(layer, units)
 
     def log(self, ctx: Context) -> None:
         """Log it."""
         if self._parts:
             ctx.act(self._layer, "equalized", "; ".join([*self._parts, *filter(None, [self._note])]))
         else:
-            ctx.skip(self._layer, self._note or "; ".join(self._reasons) or "its channels cannot be followed")
+            ctx.skip(self._layer, self._note or self._reason)
 
 
-def _why_not(layer: WeightedLayer, units: ScaleUnits) -> list[str]:
+def _why_not(layer: WeightedLayer, units: ScaleUnits) -> str:
     """Why the layer's channels keep their scales."""
     if layer.nested:
-        return [f"it lies {layer.place}"]
-    reasons: Iterable[str] = (
+        return f"it lies {layer.place}"
+    reasons = [
         units.reasons[int(unit)]
         for _, ids in units.factors_at(layer.node, layer.weight_index)
         for unit in np.unique(ids)[:4]
         if int(unit) in units.reasons
-    )
-    return list(dict.fromkeys(reasons))
+    ]
+    told = [reason for reason in dict.fromkeys(reasons) if reason != NOT_FOLLOWED]
+    return "; ".join(told) or NOT_FOLLOWED

@@ -13,9 +13,12 @@ from scipy.sparse.csgraph import connected_components
 from onnxcomp.graph.constants import replace_input, value_of
 from onnxcomp.graph.scaling import FIXED, Factor, ScaleFlow
 
-__all__ = ["CappedTensor", "ScaleUnits"]
+__all__ = ["NOT_FOLLOWED", "CappedTensor", "ScaleUnits"]
 
 Array = np.ndarray[Any, Any]
+
+NOT_FOLLOWED = "its channels cannot be followed"
+"""Why channels keep their scale that no rule says more about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ class ScaleUnits:
                 self.reasons.setdefault(int(unit), reason)
         for unit in np.unique(self._unit[np.maximum(first, second)[~moving]]):
             self.reasons.setdefault(int(unit), "it is added to what keeps its scale")
-        self.reasons[int(self._unit[FIXED])] = "its channels cannot be followed"
+        self.reasons[int(self._unit[FIXED])] = NOT_FOLLOWED
         self.free = np.ones(self.count, bool)
         self.free[list(self.reasons)] = False
 
