@@ -42,9 +42,9 @@ class Equalize(Pass):
     they are where the expected error falls by less than ``least_gain``.
 
     It helps where channels differ much in width: a network for text detection gained 2.4 dB. On MobileNetV2, whose
-    ReLU6 stop most scales, it gained 0.1 dB. With ``limits`` ReLU6 stops only channels that may reach 6, which gave 2 dB
-    there, and 88 instead of 81 % of 500 images kept their class; the few values beyond what samples let expect changed
-    the outputs by 75 dB below them. Run it with ``quant``; alone it gains nothing.
+    ReLU6 stop most scales, it gained 0.1 dB. With ``limits`` ReLU6 stops only channels that may reach 6; that gave 2 dB
+    there, and 88 instead of 81 % of 500 images kept their class. Values beyond what samples let expect then changed
+    the outputs, by 75 dB less than they are. Run it with ``quant``; alone it gains nothing.
 
     Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction" (arXiv:1906.04721), and
     Xiao et al. 2022, "SmoothQuant" (arXiv:2211.10438), choose factors by the ranges of both sides instead.

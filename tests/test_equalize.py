@@ -132,6 +132,11 @@ BETWEEN = {
     "h = Softmax<axis=1>(c)": 0,
     "d = ReduceMean<axes=[2,3]>(c) h = Add(c, d)": 8,
     "d = ReduceMax<axes=[1]>(c) h = Add(c, d)": 1,
+    "d = ReduceSum(c, none) h = Add(c, d)": 1,
+    "d = ReduceSum<noop_with_empty_axes=1>(c, none) h = Add(c, d)": 8,
+    "d = Tile(c, twice) h = Add(c, c)": 8,
+    "d = Expand(c, big) h = Relu(d)": 8,
+    'h = Resize<mode="linear">(c, half, doubled)': 8,
     "d = Cast<to=10>(c) h = Cast<to=1>(d)": 0,
     "d = Greater(c, half) e = Conv(c, b) h = Where(d, c, e)": 0,
 }
@@ -148,8 +153,12 @@ def test_any_scales_keep_what_operators_compute(between: str) -> None:
         "k4": W((8, 1, 1)),
         "half": np.array(0.5),
         "zero": np.array(0.0),
+        "doubled": np.array([1.0, 1.0, 2.0, 2.0]),
     }
     whole = {
+        "none": [],
+        "twice": [1, 1, 2, 1],
+        "big": [2, 8, 4, 4],
         "order": [7, 6, 5, 4, 3, 2, 1, 0],
         "one": [1],
         "seven": [7],
