@@ -14,6 +14,7 @@ __all__ = ["concat", "other_axes", "reshape", "reshaped", "slice_", "split", "tr
 
 
 def transpose(flow: ScaleFlow, node: gs.Node) -> str | None:
+    """The axes change places."""
     ids = flow.labels(node.inputs[0])
     order = list(node.attrs.get("perm") or reversed(range(ids.ndim)))
     flow.give(node.outputs[0], ids.transpose(order))
@@ -57,6 +58,7 @@ def _compressed(ids: Array) -> Array:
 
 
 def concat(flow: ScaleFlow, node: gs.Node) -> str | None:
+    """Operands side by side; along an axis without scales, their scales are tied."""
     rank = len(flow.dims(node.outputs[0]))
     axis = int(node.attrs["axis"]) % rank
     parts = [flow.labels(tensor) for tensor in node.inputs]
@@ -85,6 +87,7 @@ def _along_channels(flow: ScaleFlow, node: gs.Node, axis: int, parts: list[Array
 
 
 def split(flow: ScaleFlow, node: gs.Node) -> str | None:
+    """Parts along an axis."""
     ids, shape = flow.labels(node.inputs[0]), flow.dims(node.inputs[0])
     axis = int(node.attrs.get("axis", 0)) % len(shape)
     start = 0
@@ -97,6 +100,7 @@ def split(flow: ScaleFlow, node: gs.Node) -> str | None:
 
 
 def slice_(flow: ScaleFlow, node: gs.Node) -> str | None:
+    """Entries from start to end along some axes."""
     ids, shape = flow.labels(node.inputs[0]), flow.dims(node.inputs[0])
     starts, ends, axes, steps = (_slice_operand(flow, node, index) for index in range(4))
     given = len(node.inputs) - 1 if flow.opset >= 10 else 2
