@@ -32,16 +32,16 @@ _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_e
 class Stage(IntEnum):
     """Where a legal order puts a pass: each stage works on what the earlier ones leave.
 
-    FOLD: exact simplification. EQUALIZE: exact rescaling. PRUNE: weights or channels go. FACTORIZE: a weight
-    becomes a product of smaller ones. REORDER: exact permutation. SHARE: weights take few distinct values.
+    FOLD: exact simplification. PRUNE: weights or channels go. FACTORIZE: a weight becomes a product of smaller
+    ones. REORDER: exact permutation. EQUALIZE: exact rescaling. SHARE: weights take few distinct values.
     QUANT: weights and activations take few bits. RECOVER: accuracy is won back.
     """
 
     FOLD = 10
-    EQUALIZE = 20
     PRUNE = 30
     FACTORIZE = 40
     REORDER = 50
+    EQUALIZE = 55
     SHARE = 60
     QUANT = 70
     RECOVER = 80
@@ -68,6 +68,11 @@ class Pass(BaseModel, ABC):
     stage: ClassVar[Stage]
     exact: ClassVar[bool] = False
     requires: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether it promises with these options what ``exact`` says of the pass."""
+        return self.exact
 
     @abstractmethod
     def run(self, model: Model, ctx: Context) -> None:

@@ -167,7 +167,7 @@ GIVEN_OUT = """
 
 
 @pytest.mark.filterwarnings("ignore::onnxcomp.errors.OnnxcompWarning")
-@pytest.mark.parametrize("pipeline", ["fold", "prune", "reorder", "quant"])
+@pytest.mark.parametrize("pipeline", ["fold", "prune", "reorder", "equalize", "quant"])
 @pytest.mark.parametrize("with_data", [True, False])
 def test_weights_that_the_model_gives_out_stay_as_they_are(pipeline: str, with_data: bool) -> None:
     proto = build(

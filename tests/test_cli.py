@@ -280,7 +280,7 @@ def test_inspection_as_json(command: Command) -> None:
         ("/gemm7", [5, 32]),
     ]
     assert sum(layer.parameters for layer in found.layers) == found.input.parameters
-    assert [entry.name for entry in found.prospects] == ["fold", "prune", "reorder", "quant"]
+    assert [entry.name for entry in found.prospects] == ["fold", "prune", "reorder", "equalize", "quant"]
     assert all(entry.ms > 0 for entry in found.operators)
 
 
@@ -295,7 +295,7 @@ def test_a_model_that_does_not_run_is_inspected_all_the_same(command: Command) -
 
 def test_every_pass_has_a_manual_page(command: Command) -> None:
     listed = command.succeeds("--passes").out
-    for name in ("fold", "prune", "reorder", "quant"):
+    for name in ("fold", "prune", "reorder", "equalize", "quant"):
         assert re.search(rf"^{name} +\w", listed, re.MULTILINE)
         page = command.succeeds("--passes", name).out
         assert page.startswith(f"{name}\n\n")
