@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
@@ -24,6 +24,7 @@ from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
+from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.effort import Effort, effort_of_runs
 from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
@@ -135,12 +136,19 @@ class Quant(Pass):
     samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 128
     keep: tuple[str, ...] = Field((), description="names of layers to leave in float")
 
+    @model_validator(mode="after")
+    def _agree(self) -> Quant:
+        if self.bits == 16 and (self.mode in ("static", "dynamic") or self.rounding == "gptq"):
+            raise ValueError("bits=16 stores float16 for the file alone, which mode and rounding have no part in")
+        return self
+
     def run(self, model: Model, ctx: Context) -> None:
         layers = weighted_layers(model)
-        self._check_names(layers)
+        if unknown := set(self.keep).difference(layer.name for layer in layers):
+            raise PassError(f"quant: option keep names {min(unknown)!r}, which is no weighted layer of this model")
         if self.mode == "static" or self.rounding == "gptq":
             ctx.require_data()
-        if ctx.data is None and self.mode != "weights" and layers:
+        if ctx.data is None and self.mode != "weights" and self.bits != 16 and layers:
             ctx.warn(_WITHOUT_DATA)
         work = _Quantization(self, model, ctx, layers)
         division = divide(model.graph, layers, self.mode, self.keep, work.data is not None, halves=self.bits == 16)
@@ -180,19 +188,18 @@ class Quant(Pass):
 
     def effort(self, model: Model, dataset: Dataset | None) -> Effort | None:
         """See the base class."""
-        layers = weighted_layers(model)
-        division = divide(model.graph, layers, self.mode, self.keep, dataset is not None)
-        if dataset is None or not (division.static or division.dynamic):
+        if dataset is None or self.bits == 16:
             return None
-        runs = _RUNS_PER_SAMPLE * min(len(dataset), self.samples)
+        division = divide(model.graph, weighted_layers(model), self.mode, self.keep, calibrated=True)
+        on_integers, stored = [*division.static, *division.dynamic], [layer for layer, _ in division.stored]
+        runs = self.weight_plan(model).runs([*on_integers, *stored], spread(dataset, self.samples))
         searches = bool(division.static) and self.ranges == "auto"
-        return effort_of_runs(model, dataset, runs + searches * _RUNS_FOR_RANGES)
+        runs += bool(on_integers) * _RUNS_PER_SAMPLE * min(len(dataset), self.samples) + searches * _RUNS_FOR_RANGES
+        return effort_of_runs(model, dataset, runs) if runs else None
 
-    def _check_names(self, layers: list[WeightedLayer]) -> None:
-        known = {layer.name for layer in layers}
-        for name in self.keep:
-            if name not in known:
-                raise PassError(f"quant: option keep names {name!r}, which is no weighted layer of this model")
+    def weight_plan(self, model: Model, saturates: bool = False, progress: Progress = silent) -> WeightPlan:
+        """How these options have the weights of a model rounded."""
+        return WeightPlan(model, self.bits, self.block, self.rounding, self.loss, saturates, progress)
 
 
 class _Quantization:
@@ -205,12 +212,10 @@ class _Quantization:
         self.layers = layers
         self.calibration = Calibration()
         self.stored: dict[int, str] = {}  # by ``id`` of what a layer reads, what it is
-        self.weights = WeightPlan(
-            *(model, options.bits, options.block, options.rounding, options.loss),
-            *(ctx.target.int8_saturates, ctx.progress),
-        )
+        self.weights = options.weight_plan(model, ctx.target.int8_saturates, ctx.progress)
         self.smoothed: dict[str, str] = {}
-        self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
+        data = None if options.bits == 16 else ctx.data  # float16 depends on no activation
+        self.data = None if data is None else spread(data, options.samples)
 
     def write(self, division: Division) -> None:
         """Give each layer its form, and log it."""
@@ -251,12 +256,7 @@ class _Quantization:
 
     def _leave_unseen(self, division: Division) -> None:
         """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
-        unseen = {
-            site.layer.name
-            for plan in make_plans(self.model.graph, division.static)
-            for site in plan.sites
-            if not all(self.calibration.seen(root) for root in plan.roots_around(site))
-        }
+        unseen = self.calibration.unseen(make_plans(self.model.graph, division.static))
         reason = "no calibration sample shows the values in its body"
         layers = [layer for layer in division.static if layer.name in unseen]
         for layer in division.store_instead(self.model.graph, layers, reason):
