@@ -82,7 +82,7 @@ class Quant(Pass):
        could overflow them gets as many levels as are safe, 64 to 127 on each side of zero.
     5. The mean error that rounded weights make is taken out of the biases.
     6. A model below operator set 13 is raised to it. Where one of its operators changed in a way that no rule
-       covers, ``auto`` stores all layers, and the other modes fail.
+       covers, or cannot stand beside integer kernels, ``auto`` stores all layers, and the other modes fail.
 
     With ``bits=4``, weights are codes of 4 bits times a factor for each ``block`` of inputs and a scale for each
     output channel. ONNX Runtime restores them when it loads the model, for the same kernels: an eighth of the
@@ -170,6 +170,7 @@ class Quant(Pass):
         state = model.checkpoint()
         try:
             upgrade_opset(model, OPSET)
+            division.static = prepare(model, division.static)
         except PassError as error:
             if self.mode != "auto":
                 raise
@@ -177,8 +178,6 @@ class Quant(Pass):
             layers = [*division.static, *division.dynamic, *division.tables]
             for layer in division.store_instead(model.graph, layers, str(error)):
                 ctx.skip(layer, str(error))
-            return
-        division.static = prepare(model, division.static)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
