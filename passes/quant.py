@@ -340,6 +340,7 @@ class _Quantization:
 
     def _store_instead(self, layers: list[WeightedLayer], reason: str) -> None:
         """Keep 8-bit weights for layers that have no integer kernels, or none that pay."""
+        self.weights.give_up(layers)
         writer = FormWriter(self.model.graph)
         for layer in layers:
             if is_storable(self.model.graph, layer):

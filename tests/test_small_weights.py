@@ -129,10 +129,27 @@ def test_layers_on_integer_kernels_read_4_bits_and_none_saturates() -> None:
     decisions = quantize(model, data, target=AVX2, bits=4)
     assert "4-bit weights, 8-bit activations" in decisions["Conv:c1"].reason
     assert kernels(model)["QLinearConv"] >= 3
+    assert not any(can_saturate(rows).any() for rows in integers_of_convolutions(model, data))
     assert not set(kernels(model)) & (RESTORING - {"Cast", "Mul"})
     assert sqnr(original, model, data) > 15
     unfolded = session.create(model, optimize=False)
     assert compare(session.create(model), unfolded, data).fidelity.sqnr_db > 25
+
+
+def test_kernels_that_do_not_saturate_read_larger_integers() -> None:
+    model, data = network(), samples()
+    quantize(model, data, target=VNNI, bits=4)
+    assert any(can_saturate(rows).any() for rows in integers_of_convolutions(model, data))
+
+
+def integers_of_convolutions(model: Model, data: Dataset) -> list[Array]:
+    """The int8 weights that are restored at load, with a row for each output."""
+    names = [tensor.name for node in model.graph.nodes for tensor in node.outputs if "_int8" in tensor.name]
+    shown = session.create(session.with_outputs(model.skeleton(), names))
+    values = session.run(shown, data.sample(), names).values()
+    rows = [array.reshape(len(array), -1) for array in values if array.dtype == np.int8 and array.ndim == 4]
+    assert rows
+    return rows
 
 
 def test_integers_of_4_bit_weights_leave_room_where_16_bit_sums_could_saturate() -> None:
@@ -222,6 +239,17 @@ def test_a_model_with_4_bit_weights_is_left_alone() -> None:
     decisions = quantize(model, data, mode="weights", bits=4)
     assert {d.action for d in decisions.values()} == {"skipped"}
     assert model.serialize() == before
+
+
+def test_a_layer_that_returns_to_float_has_all_levels() -> None:
+    model = network()
+    layers = weighted_layers(model)
+    plan = Quant().weight_plan(model, saturates=True)
+    plan.decide(layers, [], None)
+    kept = [plan.of(layer, keep=True).weights.limited for layer in layers]
+    assert any(kept)
+    plan.give_up(layers[1:])
+    assert [plan.of(layer).weights.limited for layer in layers] == [kept[0], *[0] * (len(layers) - 1)]
 
 
 # -- unusual weights, and options that do not go together ---------------------------------------------------

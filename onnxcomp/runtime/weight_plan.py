@@ -101,6 +101,14 @@ class WeightPlan:
             self._rounded[layer.name] = (layout, found)
         return found
 
+    def give_up(self, layers: Sequence[WeightedLayer]) -> None:
+        """Let layers that were to run on integers run in float: no sums of theirs can saturate."""
+        for layer in layers:
+            self._on_integers.discard(layer.name)
+            _, found = self._rounded.get(layer.name, (None, None))
+            if found is not None and found.weights.limited:
+                del self._rounded[layer.name]
+
     def _chosen(self, layers: Sequence[WeightedLayer]) -> list[WeightedLayer]:
         return [layer for layer in layers if can_be_observed(layer) and self._pays(layer)]
 
