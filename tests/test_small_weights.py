@@ -252,7 +252,7 @@ def test_a_layer_that_returns_to_float_has_all_levels() -> None:
     assert [plan.of(layer).weights.limited for layer in layers] == [kept[0], *[0] * (len(layers) - 1)]
 
 
-# -- unusual weights, and options that do not go together ---------------------------------------------------
+# -- unusual values, and options that do not go together ---------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "stored"), [(1.0, True), (1e-3, True), (1e-7, False), (1e-30, False), (1e6, False)])
@@ -278,6 +278,19 @@ def test_float16_needs_no_data_and_does_not_run_them() -> None:
     unfit = Dataset.from_arrays({"nothing": np.zeros((4, 1), np.float32)})
     decisions = quantize(network(), unfit, bits=16)
     assert {decision.action for decision in decisions.values()} == {"stored"}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("options", [{"mode": "weights"}, {"mode": "weights", "bits": 4}, {"mode": "dynamic"}])
+def test_a_sample_that_overflows_does_not_spoil_the_bias(options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.standard_normal((64, 40)).astype(np.float32) / 8, "b": np.ones(40, np.float32)}
+    model = build("g (float[N, 64] x) => (float[N, 40] y) { e = Exp(x) \n y = Gemm(e, w, b) }", arrays)
+    x = rng.standard_normal((24, 64)).astype(np.float32)
+    good, original = Dataset.from_arrays({"x": x[:-1]}), model.copy()
+    x[-1] = 99.0  # whose exponential is infinite
+    quantize(model, Dataset.from_arrays({"x": x}), **options)
+    assert sqnr(original, model, good) > 15
 
 
 @pytest.mark.parametrize("options", [{"mode": "weights"}, {"mode": "weights", "bits": 4}, {"bits": 4}])

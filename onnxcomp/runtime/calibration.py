@@ -138,7 +138,8 @@ def calibrate(
         else:
             main[place.name] = accumulators
     observe(model, dataset, main, progress, inner=inner)
-    found = {key: mean.mean for key, mean in means.items() if mean.count}
+    # A sample that overflows tells no mean; a bias that is corrected by it would be NaN for all samples.
+    found = {key: mean.mean for key, mean in means.items() if mean.count and np.isfinite(mean.mean).all()}
     return Calibration(histograms, found, tuple(known.values()))
 
 
