@@ -88,7 +88,7 @@ class Quant(Pass):
     output channel. ONNX Runtime restores them when it loads the model, for the same kernels: an eighth of the
     file, the speed of 8 bits or float. Layers whose share of ``loss`` does not suffice get 8 bits; tables keep
     8. With calibration data the codes are those that change the outputs least (GPTQ), each layer making up for
-    those before it. With ``bits=16`` all weights are stored in float16, and nothing else changes.
+    those before it. With ``bits=16`` weights are stored in float16 where it holds them; nothing else changes.
 
     In 8 bits and with calibration data, layers of up to 64 inputs are rounded by GPTQ too, where held-out samples
     confirm a gain: depthwise and first convolutions, whose few rounding errors do not average out.
@@ -139,7 +139,7 @@ class Quant(Pass):
     @model_validator(mode="after")
     def _agree(self) -> Quant:
         if self.bits == 16 and (self.mode in ("static", "dynamic") or self.rounding == "gptq"):
-            raise ValueError("bits=16 stores float16 for the file alone, which mode and rounding have no part in")
+            raise ValueError("bits=16 stores float16 for the file alone; leave mode and rounding out")
         return self
 
     def run(self, model: Model, ctx: Context) -> None:
