@@ -116,7 +116,8 @@ class Quant(Pass):
         "auto", description="how activation ranges are chosen; auto: by the error of the outputs, for each tensor"
     )
     sqnr: Annotated[
-        float, Field(ge=0, description="dB of the outputs below which layers return to float where that costs little")
+        float,
+        Field(ge=0, description="dB of the outputs below which layers return to float for little time; 0: only speed"),
     ] = 22.0
     bits: Bits = Field(
         8, description="of a weight: 8; 4, where the layer bears it; 16: floating-point, stored for the file alone"
@@ -219,7 +220,8 @@ class _Quantization:
     def write(self, division: Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
-            self.smoothed = smooth(self.model, division.dynamic, self.data, self.ctx.progress)
+            if self.options.sqnr > 0:  # smoothing takes time in every run
+                self.smoothed = smooth(self.model, division.dynamic, self.data, self.ctx.progress)
             self.calibration = self._calibrate(division)
             self._leave_unseen(division)
         self.weights.means = self.calibration.means

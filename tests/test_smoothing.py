@@ -157,6 +157,12 @@ def test_quant_smooths_what_it_rounds_in_every_run_and_says_so() -> None:
     assert smooth > compare(original, session.create(plain), data).fidelity.sqnr_db + 3
 
 
+def test_nothing_is_smoothed_where_only_speed_counts() -> None:
+    model, data = wide_mlp()
+    quantize(model, data, mode="dynamic", sqnr=0)
+    assert not any("smoothed" in tensor for tensor in model.graph.tensors())
+
+
 def test_an_even_activation_is_left_alone() -> None:
     rng = np.random.default_rng(4)
     weights = {"u": (rng.standard_normal((32, 64)) / 6).astype(np.float32)}
