@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
@@ -24,6 +24,7 @@ from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
+from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.effort import Effort, effort_of_runs
 from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
@@ -81,13 +82,13 @@ class Quant(Pass):
        could overflow them gets as many levels as are safe, 64 to 127 on each side of zero.
     5. The mean error that rounded weights make is taken out of the biases.
     6. A model below operator set 13 is raised to it. Where one of its operators changed in a way that no rule
-       covers, ``auto`` stores all layers, and the other modes fail.
+       covers, or cannot stand beside integer kernels, ``auto`` stores all layers, and the other modes fail.
 
     With ``bits=4``, weights are codes of 4 bits times a factor for each ``block`` of inputs and a scale for each
     output channel. ONNX Runtime restores them when it loads the model, for the same kernels: an eighth of the
     file, the speed of 8 bits or float. Layers whose share of ``loss`` does not suffice get 8 bits; tables keep
     8. With calibration data the codes are those that change the outputs least (GPTQ), each layer making up for
-    those before it. With ``bits=16`` all weights are stored in float16, and nothing else changes.
+    those before it. With ``bits=16`` weights are stored in float16 where it holds them; nothing else changes.
 
     In 8 bits and with calibration data, layers of up to 64 inputs are rounded by GPTQ too, where held-out samples
     confirm a gain: depthwise and first convolutions, whose few rounding errors do not average out.
@@ -115,7 +116,8 @@ class Quant(Pass):
         "auto", description="how activation ranges are chosen; auto: by the error of the outputs, for each tensor"
     )
     sqnr: Annotated[
-        float, Field(ge=0, description="dB of the outputs below which layers return to float where that costs little")
+        float,
+        Field(ge=0, description="dB of the outputs below which layers return to float for little time; 0: only speed"),
     ] = 22.0
     bits: Bits = Field(
         8, description="of a weight: 8; 4, where the layer bears it; 16: floating-point, stored for the file alone"
@@ -135,12 +137,19 @@ class Quant(Pass):
     samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 128
     keep: tuple[str, ...] = Field((), description="names of layers to leave in float")
 
+    @model_validator(mode="after")
+    def _agree(self) -> Quant:
+        if self.bits == 16 and (self.mode in ("static", "dynamic") or self.rounding == "gptq"):
+            raise ValueError("bits=16 stores float16 for the file alone; leave mode and rounding out")
+        return self
+
     def run(self, model: Model, ctx: Context) -> None:
         layers = weighted_layers(model)
-        self._check_names(layers)
+        if unknown := set(self.keep).difference(layer.name for layer in layers):
+            raise PassError(f"quant: option keep names {min(unknown)!r}, which is no weighted layer of this model")
         if self.mode == "static" or self.rounding == "gptq":
             ctx.require_data()
-        if ctx.data is None and self.mode != "weights" and layers:
+        if ctx.data is None and self.mode != "weights" and self.bits != 16 and layers:
             ctx.warn(_WITHOUT_DATA)
         work = _Quantization(self, model, ctx, layers)
         division = divide(model.graph, layers, self.mode, self.keep, work.data is not None, halves=self.bits == 16)
@@ -162,6 +171,7 @@ class Quant(Pass):
         state = model.checkpoint()
         try:
             upgrade_opset(model, OPSET)
+            division.static = prepare(model, division.static)
         except PassError as error:
             if self.mode != "auto":
                 raise
@@ -169,8 +179,6 @@ class Quant(Pass):
             layers = [*division.static, *division.dynamic, *division.tables]
             for layer in division.store_instead(model.graph, layers, str(error)):
                 ctx.skip(layer, str(error))
-            return
-        division.static = prepare(model, division.static)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
@@ -180,19 +188,18 @@ class Quant(Pass):
 
     def effort(self, model: Model, dataset: Dataset | None) -> Effort | None:
         """See the base class."""
-        layers = weighted_layers(model)
-        division = divide(model.graph, layers, self.mode, self.keep, dataset is not None)
-        if dataset is None or not (division.static or division.dynamic):
+        if dataset is None or self.bits == 16:
             return None
-        runs = _RUNS_PER_SAMPLE * min(len(dataset), self.samples)
+        division = divide(model.graph, weighted_layers(model), self.mode, self.keep, calibrated=True)
+        on_integers, stored = [*division.static, *division.dynamic], [layer for layer, _ in division.stored]
+        runs = self.weight_plan(model).runs([*on_integers, *stored], spread(dataset, self.samples))
         searches = bool(division.static) and self.ranges == "auto"
-        return effort_of_runs(model, dataset, runs + searches * _RUNS_FOR_RANGES)
+        runs += bool(on_integers) * _RUNS_PER_SAMPLE * min(len(dataset), self.samples) + searches * _RUNS_FOR_RANGES
+        return effort_of_runs(model, dataset, runs) if runs else None
 
-    def _check_names(self, layers: list[WeightedLayer]) -> None:
-        known = {layer.name for layer in layers}
-        for name in self.keep:
-            if name not in known:
-                raise PassError(f"quant: option keep names {name!r}, which is no weighted layer of this model")
+    def weight_plan(self, model: Model, saturates: bool = False, progress: Progress = silent) -> WeightPlan:
+        """How these options have the weights of a model rounded."""
+        return WeightPlan(model, self.bits, self.block, self.rounding, self.loss, saturates, progress)
 
 
 class _Quantization:
@@ -205,17 +212,16 @@ class _Quantization:
         self.layers = layers
         self.calibration = Calibration()
         self.stored: dict[int, str] = {}  # by ``id`` of what a layer reads, what it is
-        self.weights = WeightPlan(
-            *(model, options.bits, options.block, options.rounding, options.loss),
-            *(ctx.target.int8_saturates, ctx.progress),
-        )
+        self.weights = options.weight_plan(model, ctx.target.int8_saturates, ctx.progress)
         self.smoothed: dict[str, str] = {}
-        self.data: Dataset | None = None if ctx.data is None else spread(ctx.data, options.samples)
+        data = None if options.bits == 16 else ctx.data  # float16 depends on no activation
+        self.data = None if data is None else spread(data, options.samples)
 
     def write(self, division: Division) -> None:
         """Give each layer its form, and log it."""
         if self.data is not None:
-            self.smoothed = smooth(self.model, division.dynamic, self.data, self.ctx.progress)
+            if self.options.sqnr > 0:  # smoothing takes time in every run
+                self.smoothed = smooth(self.model, division.dynamic, self.data, self.ctx.progress)
             self.calibration = self._calibrate(division)
             self._leave_unseen(division)
         self.weights.means = self.calibration.means
@@ -251,12 +257,7 @@ class _Quantization:
 
     def _leave_unseen(self, division: Division) -> None:
         """Layers of bodies without a range: their branch was never taken, or what is in it cannot be shown."""
-        unseen = {
-            site.layer.name
-            for plan in make_plans(self.model.graph, division.static)
-            for site in plan.sites
-            if not all(self.calibration.seen(root) for root in plan.roots_around(site))
-        }
+        unseen = self.calibration.unseen(make_plans(self.model.graph, division.static))
         reason = "no calibration sample shows the values in its body"
         layers = [layer for layer in division.static if layer.name in unseen]
         for layer in division.store_instead(self.model.graph, layers, reason):
@@ -341,6 +342,7 @@ class _Quantization:
 
     def _store_instead(self, layers: list[WeightedLayer], reason: str) -> None:
         """Keep 8-bit weights for layers that have no integer kernels, or none that pay."""
+        self.weights.give_up(layers)
         writer = FormWriter(self.model.graph)
         for layer in layers:
             if is_storable(self.model.graph, layer):

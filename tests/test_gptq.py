@@ -162,3 +162,9 @@ def test_rounding_for_outputs_halves_the_error_and_never_saturates(bits: int, bl
     assert errors[0] < 0.6 * errors[1]
     assert not can_saturate(found.integers).any()
     np.testing.assert_array_equal(found.codes, round_for_outputs(W, H, precision).codes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_moments_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        damped(np.full((1, 2, 2), value), 0.01)

@@ -76,6 +76,8 @@ def passes(draw: st.DrawFn) -> Pass:
             options[name] = draw(values(field.annotation, _flat(field.metadata)))
     if cls.name == "prune" and options.get("flops") is not None:
         options.pop("sparsity", None)  # they exclude each other
+    if cls.name == "quant" and options.get("bits") == 16:
+        options = {"bits": 16}  # which few others go with
     return cls.with_options(options)
 
 

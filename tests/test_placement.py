@@ -264,25 +264,6 @@ def test_upsampling_by_whole_factors_copies_rows_of_integers(
     assert sqnr(original, model, data, optimize=False) > 30
 
 
-@pytest.mark.parametrize("sizes", [True, False])
-def test_a_resize_of_some_axes_between_convolutions_runs(sizes: bool) -> None:
-    """ONNX Runtime 1.32 alone would fail on it, as it moves the channels to the end."""
-    net = Net(shape=(3, 8, 8), opset=18)
-    hidden = net.activation(net.conv("x", 32))
-    by = ["", "", net.constant([16, 24], np.int64)] if sizes else ["", net.constant([2, 2])]
-    modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    net.conv(net.node("Resize", hidden, *by, axes=[2, 3], **modes), 32)
-    proto = net.proto()
-    if sizes:  # no dimension of all is known otherwise
-        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    model = Model.from_proto(proto)
-    data = Dataset.from_feeds([net.feeds(1, seed) for seed in range(8)])
-    original = session.create(model)
-    quantize(model, data)
-    assert kernels(model)["QLinearConv"] == 2
-    assert sqnr(original, model, data) > 30
-
-
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("rectified", [True, False])
 def test_a_transposed_convolution_without_overlap_runs_on_integers(rectified: bool, declared: bool) -> None:

@@ -75,3 +75,19 @@ def test_a_simulation_with_fine_grids_is_close_and_with_coarse_ones_is_not() -> 
     assert simulation.sqnr({}) > 100
     fine = simulation.sqnr(dict.fromkeys(("x", "r", "s"), grid(-6.0, 6.0)))
     assert simulation.sqnr(dict.fromkeys(("x", "r", "s"), grid(-600.0, 600.0))) < 15 < fine
+
+
+def test_a_tensor_that_goes_into_a_sequence_is_left_out() -> None:
+    model = build(
+        """
+        g (float[N, 8] x) => (float[N, 8] y) {
+            s = SequenceConstruct(x, x)
+            a = MatMul(x, w)
+            r = Relu(a)
+            t = SequenceInsert(s, r)
+            y = SequenceAt(t, i)
+        }""",
+        {"w": np.eye(8, dtype=np.float32), "i": np.array(2)},
+    )
+    grids = [grid(-6.0, 6.0)]
+    assert set(best_grids(model, data(), {"x": grids, "r": grids})) == {"x"}

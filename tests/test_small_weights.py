@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxcomp.context import Context
 from onnxcomp.data import Dataset
-from onnxcomp.errors import PassError
+from onnxcomp.errors import PassError, UsageError
 from onnxcomp.evaluate import Evaluator, compare, metric_named
 from onnxcomp.graph.int8_forms import FormWriter
 from onnxcomp.graph.layers import weighted_layers
@@ -20,8 +22,11 @@ from onnxcomp.linalg.int8 import can_saturate
 from onnxcomp.linalg.rounding import Precision, round_nearest
 from onnxcomp.linalg.weights import grid_4bit
 from onnxcomp.model import Model
+from onnxcomp.passes.quant import Quant
 from onnxcomp.runtime import session
+from onnxcomp.runtime.effort import effort_of_runs
 from onnxcomp.runtime.kernels import optimized_kernels
+from onnxcomp.runtime.stages import stages
 from onnxcomp.runtime.target import Target
 from tests.quantizing import VNNI, build, kernels, quantize
 from tests.zoo import calibration, zoo_model
@@ -124,10 +129,27 @@ def test_layers_on_integer_kernels_read_4_bits_and_none_saturates() -> None:
     decisions = quantize(model, data, target=AVX2, bits=4)
     assert "4-bit weights, 8-bit activations" in decisions["Conv:c1"].reason
     assert kernels(model)["QLinearConv"] >= 3
+    assert not any(can_saturate(rows).any() for rows in integers_of_convolutions(model, data))
     assert not set(kernels(model)) & (RESTORING - {"Cast", "Mul"})
     assert sqnr(original, model, data) > 15
     unfolded = session.create(model, optimize=False)
     assert compare(session.create(model), unfolded, data).fidelity.sqnr_db > 25
+
+
+def test_kernels_that_do_not_saturate_read_larger_integers() -> None:
+    model, data = network(), samples()
+    quantize(model, data, target=VNNI, bits=4)
+    assert any(can_saturate(rows).any() for rows in integers_of_convolutions(model, data))
+
+
+def integers_of_convolutions(model: Model, data: Dataset) -> list[Array]:
+    """The int8 weights that are restored at load, with a row for each output."""
+    names = [tensor.name for node in model.graph.nodes for tensor in node.outputs if "_int8" in tensor.name]
+    shown = session.create(session.with_outputs(model.skeleton(), names))
+    values = session.run(shown, data.sample(), names).values()
+    rows = [array.reshape(len(array), -1) for array in values if array.dtype == np.int8 and array.ndim == 4]
+    assert rows
+    return rows
 
 
 def test_integers_of_4_bit_weights_leave_room_where_16_bit_sums_could_saturate() -> None:
@@ -217,6 +239,96 @@ def test_a_model_with_4_bit_weights_is_left_alone() -> None:
     decisions = quantize(model, data, mode="weights", bits=4)
     assert {d.action for d in decisions.values()} == {"skipped"}
     assert model.serialize() == before
+
+
+def test_a_layer_that_returns_to_float_has_all_levels() -> None:
+    model = network()
+    layers = weighted_layers(model)
+    plan = Quant().weight_plan(model, saturates=True)
+    plan.decide(layers, [], None)
+    kept = [plan.of(layer, keep=True).weights.limited for layer in layers]
+    assert any(kept)
+    plan.give_up(layers[1:])
+    assert [plan.of(layer).weights.limited for layer in layers] == [kept[0], *[0] * (len(layers) - 1)]
+
+
+# -- unusual values, and options that do not go together ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "stored"), [(1.0, True), (1e-3, True), (1e-7, False), (1e-30, False), (1e6, False)])
+def test_float16_is_not_for_weights_beyond_its_range(size: float, stored: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight = (size * rng.standard_normal((64, 32))).astype(np.float32)
+    model = build("g (float[N, 64] x) => (float[N, 32] y) { y = MatMul(x, w) }", {"w": weight})
+    (decision,) = quantize(model, None, bits=16).values()
+    assert decision.action == ("stored" if stored else "skipped")
+    assert stored or "float16" in decision.reason or "65504" in decision.reason
+
+
+@pytest.mark.parametrize("options", [{"mode": "static"}, {"mode": "dynamic"}, {"rounding": "gptq"}])
+def test_float16_goes_with_no_activations_and_no_rounding(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="bits=16 stores float16 for the file alone"):
+        Quant.with_options({"bits": 16, **options})
+
+
+def test_float16_needs_no_data_and_does_not_run_them() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Quant(bits=16).run(network(), Context(target=VNNI, scope="quant"))
+    unfit = Dataset.from_arrays({"nothing": np.zeros((4, 1), np.float32)})
+    decisions = quantize(network(), unfit, bits=16)
+    assert {decision.action for decision in decisions.values()} == {"stored"}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("options", [{"mode": "weights"}, {"mode": "weights", "bits": 4}, {"mode": "dynamic"}])
+def test_a_sample_that_overflows_does_not_spoil_the_bias(options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.standard_normal((64, 40)).astype(np.float32) / 8, "b": np.ones(40, np.float32)}
+    model = build("g (float[N, 64] x) => (float[N, 40] y) { e = Exp(x) \n y = Gemm(e, w, b) }", arrays)
+    x = rng.standard_normal((24, 64)).astype(np.float32)
+    good, original = Dataset.from_arrays({"x": x[:-1]}), model.copy()
+    x[-1] = 99.0  # whose exponential is infinite
+    quantize(model, Dataset.from_arrays({"x": x}), **options)
+    assert sqnr(original, model, good) > 15
+
+
+@pytest.mark.parametrize("options", [{"mode": "weights"}, {"mode": "weights", "bits": 4}, {"bits": 4}])
+def test_a_layer_of_a_constant_is_stored(options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"w": (64, 40), "k": (1, 64)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    model = build("g (float[N, 40] x) => (float[N, 40] y) { h = MatMul(k, w) \n y = Add(x, h) }", arrays)
+    data = Dataset.from_arrays({"x": rng.standard_normal((24, 40)).astype(np.float32)})
+    assert quantize(model, data, **options)["MatMul:h"].action == "stored"
+
+
+def test_the_effort_counts_what_is_run() -> None:
+    model, data = network(), samples()
+    each = effort_of_runs(model, data, 1.0).bytes
+    assert Quant(bits=16).effort(model, data) is None
+    assert Quant(mode="weights", rounding="nearest").effort(model, data) is None
+    assert (stored := Quant(mode="weights", bits=4).effort(model, data)) is not None
+    assert stored.bytes == each
+    plan = Quant(bits=4).weight_plan(model)
+    assert plan.runs(weighted_layers(model), data) > Quant().weight_plan(model).runs(weighted_layers(model), data) > 0
+
+
+def test_a_layer_is_deeper_than_those_that_a_body_before_it_reads() -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in ("u", "v")}
+    model = build(
+        """
+        g (float[N, 8] x, bool c) => (float[N, 8] y) {
+            h = MatMul(x, u)
+            i = If (c) <then_branch = t () => (float[N, 8] a) { a = Relu(h) },
+                        else_branch = e () => (float[N, 8] b) { b = Neg(h) }>
+            y = MatMul(i, v)
+        }""",
+        weights,
+    )
+    found = [[(depth, layer.name) for depth, layer in stage] for stage in stages(model, weighted_layers(model), 12)]
+    assert found == [[(0, "MatMul:h")], [(1, "MatMul:y")]]
 
 
 @pytest.mark.zoo

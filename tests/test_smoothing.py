@@ -157,6 +157,12 @@ def test_quant_smooths_what_it_rounds_in_every_run_and_says_so() -> None:
     assert smooth > compare(original, session.create(plain), data).fidelity.sqnr_db + 3
 
 
+def test_nothing_is_smoothed_where_only_speed_counts() -> None:
+    model, data = wide_mlp()
+    quantize(model, data, mode="dynamic", sqnr=0)
+    assert not any("smoothed" in tensor for tensor in model.graph.tensors())
+
+
 def test_an_even_activation_is_left_alone() -> None:
     rng = np.random.default_rng(4)
     weights = {"u": (rng.standard_normal((32, 64)) / 6).astype(np.float32)}
@@ -164,3 +170,24 @@ def test_an_even_activation_is_left_alone() -> None:
     data = Dataset.from_arrays({"x": rng.uniform(-1, 1, (64, 32)).astype(np.float32)}, model=model)
     quantize(model, data, mode="dynamic")
     assert not any("smoothed" in tensor for tensor in model.graph.tensors())
+
+
+def test_a_bias_that_only_a_branch_adds_stays_there() -> None:
+    rng = np.random.default_rng(5)
+    model = build(
+        """
+        g (float[N,6] x, bool c) => (float[N,5] y) {
+            p = MatMul(x, w)
+            y = If (c) <then_branch = t () => (float[N,5] a) { a = Add(p, b) },
+                        else_branch = e () => (float[N,5] d) { d = Identity(b2) }>
+        }""",
+        {name: array for name, array in arrays(0).items() if name in "wb"} | {"b2": np.ones((7, 5), np.float32)},
+    )
+    original = session.create(model)
+    outputs = output_ids(model.graph)
+    divide_channels(model.graph, model.graph, weighted_layers(model)[:1], np.full(6, 2.0), np.array([1, 4]), outputs)
+    onnx.checker.check_model(model.proto(), full_check=True)
+    changed = session.create(model)
+    for taken in (True, False):
+        feeds = {"x": rng.standard_normal((7, 6)).astype(np.float32), "c": np.array(taken)}
+        np.testing.assert_allclose(changed.run(None, feeds)[0], original.run(None, feeds)[0], rtol=1e-4, atol=1e-4)

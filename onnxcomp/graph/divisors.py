@@ -65,7 +65,7 @@ def _add_part(
     graph: gs.Graph, layer: WeightedLayer, picked: gs.Tensor, columns: Array, names: Names, outputs: set[int]
 ) -> None:
     """Add what these channels make of the result to it."""
-    last = _behind_bias(layer.node, outputs)
+    last = _behind_bias(graph, layer.node, outputs)
     result = last.outputs[0]
     rest = gs.Variable(names.new(f"{result.name}_rest"), np.dtype(np.float32))
     part = gs.Variable(names.new(f"{result.name}_part"), np.dtype(np.float32))
@@ -79,8 +79,9 @@ def _add_part(
     graph.nodes[position + 1 : position + 1] = added
 
 
-def _behind_bias(node: gs.Node, outputs: set[int]) -> gs.Node:
+def _behind_bias(graph: gs.Graph, node: gs.Node, outputs: set[int]) -> gs.Node:
     reader = sole_consumer(node.outputs[0], outputs)
-    if reader is not None and reader.op == "Add" and any(is_constant(tensor) for tensor in reader.inputs):
-        return reader
-    return node
+    if reader is None or reader.op != "Add" or not any(is_constant(tensor) for tensor in reader.inputs):
+        return node
+    # One in a body may never run.
+    return reader if any(member is reader for member in graph.nodes) else node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,9 +15,11 @@ from onnxcomp.graph.layers import WeightedLayer
 
 __all__ = ["Division", "Mode", "divide", "is_storable"]
 
+Array = np.ndarray[Any, Any]
 Mode: TypeAlias = Literal["auto", "static", "dynamic", "weights"]
 # A weight smaller than this is not worth two nodes to restore it.
 _LEAST_STORED = 512
+_MOST_LOST_IN_HALVES = 2.0**-10  # of the sum of magnitudes; at most half of it where all are large enough
 
 
 @dataclass
@@ -45,8 +47,7 @@ class Division:
 
     def add_half(self, graph: gs.Graph, layer: WeightedLayer) -> None:
         """Store a layer in float16, if it can be."""
-        large = float(np.abs(layer.array()).max(initial=0.0)) > np.finfo(np.float16).max
-        reason = obstacle_to_storing(graph, layer) or ("its largest weights are beyond 65504" if large else "")
+        reason = obstacle_to_storing(graph, layer) or _obstacle_to_halving(layer.array())
         if not reason and int(np.prod(layer.shape)) < _LEAST_STORED:
             reason = "its weight is not worth a node to restore it"
         if reason:
@@ -117,6 +118,17 @@ def divide(
 def is_storable(graph: gs.Graph, layer: WeightedLayer) -> bool:
     """Whether the weight may be kept in 8 bits and restored by nodes beside the layer, and is worth it."""
     return int(np.prod(layer.shape)) >= _LEAST_STORED and not obstacle_to_storing(graph, layer)
+
+
+def _obstacle_to_halving(array: Array) -> str:
+    """Why float16 does not hold these finite weights, or nothing."""
+    magnitudes = np.abs(array)
+    if float(magnitudes.max(initial=0.0)) > float(np.finfo(np.float16).max):
+        return "its largest weights are beyond 65504"
+    lost = np.abs(array - array.astype(np.float16).astype(array.dtype)).sum(dtype=np.float64)
+    if lost > _MOST_LOST_IN_HALVES * magnitudes.sum(dtype=np.float64):
+        return "its weights are too small for float16, which has steps of 6e-8 near zero"
+    return ""
 
 
 def _dynamic_kinds(layers: Sequence[WeightedLayer], mode: Mode, calibrated: bool) -> set[str]:

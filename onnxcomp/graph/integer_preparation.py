@@ -26,7 +26,12 @@ def prepare(model: Model, layers: Sequence[WeightedLayer]) -> list[WeightedLayer
 
     Returns:
         these layers as they are now.
+
+    Raises:
+        PassError: one of the others cannot be rewritten, see ``name_all_axes``.
     """
+    if any(layer.kind.startswith("Conv") for layer in layers):
+        name_all_axes(model)
     names, outputs, graph_of = Names(model.graph), output_ids(model.graph), graphs_of_nodes(model.graph)
     squares = [layer for layer in layers if makes_squares(layer)]
     for layer in squares:
@@ -34,7 +39,6 @@ def prepare(model: Model, layers: Sequence[WeightedLayer]) -> list[WeightedLayer
     layers = _as_they_are(model, layers, squares)
     split_hard_swishes(model.graph)
     clip_hard_sigmoids(model.graph, layers)
-    name_all_axes(model)
     return layers
 
 

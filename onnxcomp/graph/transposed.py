@@ -75,9 +75,12 @@ def write_as_convolution(graph: gs.Graph, layer: WeightedLayer, names: Names, ou
 def write_as_transposed(graph: gs.Graph, layer: WeightedLayer, names: Names, outputs: set[int]) -> bool:
     """The inverse of ``write_as_convolution``, which is faster in float; returns whether the layer had that form."""
     node = layer.node
-    last = behind_rectifier(node, outputs, {id(member) for member in graph.nodes}).inputs[0]
+    members = {id(member) for member in graph.nodes}
+    last = behind_rectifier(node, outputs, members).inputs[0]
     shuffle = sole_consumer(last.outputs[0], outputs)
-    if shuffle is None or shuffle.op != "DepthToSpace" or str(shuffle.attrs.get("mode", "DCR")) != "DCR":
+    if shuffle is None or id(shuffle) not in members:
+        return False
+    if shuffle.op != "DepthToSpace" or str(shuffle.attrs.get("mode", "DCR")) != "DCR":
         return False
     if layer.kind != "Conv" or layer.groups != 1 or layer.shape[2:] != (1, 1) or node.attrs or obstacle(layer):
         return False
@@ -91,6 +94,7 @@ def write_as_transposed(graph: gs.Graph, layer: WeightedLayer, names: Names, out
         node.inputs[2] = gs.Constant(names.new(f"{layer.weight.name}_bias"), bias[0].copy())
     node.op = "ConvTranspose"
     node.attrs["strides"] = [side, side]
+    node.outputs[0].shape = None  # where a rectifier follows, it has fewer channels now, and more pixels
     result = shuffle.outputs[0]
     detach(shuffle)
     last.outputs[0] = result

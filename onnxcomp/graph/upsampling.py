@@ -7,16 +7,21 @@ DepthToSpace does so in any. Both are a matter of copying rows of channels there
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcomp.errors import PassError
 from onnxcomp.graph.constants import is_constant, shape_of, value_of
 from onnxcomp.graph.edit import Names
 from onnxcomp.graph.inferred import infer_types
+from onnxcomp.graph.layers import layer_name
 from onnxcomp.model import Model
 
 __all__ = ["Upsampling", "name_all_axes", "upsampling"]
+
+Array = np.ndarray[Any, Any]
 
 _STANDARD = (None, "", "ai.onnx")
 _KEEP_CHANNELS = {
@@ -75,30 +80,65 @@ def _nearest(node: gs.Node) -> Upsampling | None:
 
 
 def name_all_axes(model: Model) -> None:
-    """Give each Resize of some axes the scales of all, as it had before operator set 18.
+    """Give each Resize of some axes the scales or sizes of all, as it had before operator set 18.
 
     ONNX Runtime (seen with 1.32) moves the channels of integers last across such a Resize, and then fails to run it.
+
+    Raises:
+        PassError: one crops, or keeps the ratio of its axes, which means something else for all of them.
     """
     nodes = [node for node in model.graph.nodes if node.op == "Resize" and node.domain in _STANDARD]
-    if not any("axes" in node.attrs for node in nodes):
+    nodes = [node for node in nodes if "axes" in node.attrs]
+    if not nodes:
         return
     types, names = infer_types(model), Names(model.graph)
     for node in nodes:
+        if why := _needs_axes(node):
+            raise PassError(f"Resize {layer_name(node)} {why} on some axes, which does not run beside integer kernels")
+        axes = np.array(node.attrs["axes"], np.int64)
         known = types.get(node.inputs[0].name)
-        if "axes" not in node.attrs or known is None or known.shape is None:
-            continue
-        scales, sizes = (value_of(node.inputs[index]) if len(node.inputs) > index else None for index in (2, 3))
-        everything = np.ones(len(known.shape), np.float32)
-        if scales is not None and scales.size:
-            everything[list(node.attrs["axes"])] = scales
-            node.inputs[2] = gs.Constant(names.new(f"{node.inputs[2].name}_all"), everything)
-        elif sizes is not None and known.static is not None:
-            full = np.array(known.static, np.int64)
-            full[list(node.attrs["axes"])] = sizes
-            node.inputs[3] = gs.Constant(names.new(f"{node.inputs[3].name}_all"), full)
+        scales, sizes = (_given(node, index) for index in (2, 3))
+        if scales is not None:
+            values = value_of(scales)
+            if values is None or known is None or known.shape is None:
+                continue
+            everything = np.ones(len(known.shape), np.float32)
+            everything[axes] = values
+            node.inputs[2] = gs.Constant(names.new(f"{scales.name}_all"), everything)
+        elif sizes is not None:
+            node.inputs[3] = _all_sizes(model.graph, node, sizes, axes, names)
         else:
             continue
         del node.attrs["axes"]
+
+
+def _needs_axes(node: gs.Node) -> str:
+    """What a Resize does that it can do on some axes only, or nothing."""
+    if str(node.attrs.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
+        return "keeps the aspect ratio"
+    if str(node.attrs.get("coordinate_transformation_mode", "half_pixel")) == "tf_crop_and_resize":
+        return "crops"
+    return ""
+
+
+def _given(node: gs.Node, index: int) -> gs.Tensor | None:
+    """An optional input, if it is there and not empty."""
+    tensor = node.inputs[index] if len(node.inputs) > index and node.inputs[index].name else None
+    value = None if tensor is None else value_of(tensor)
+    return None if value is not None and not value.size else tensor
+
+
+def _all_sizes(graph: gs.Graph, node: gs.Node, sizes: gs.Tensor, axes: Array, names: Names) -> gs.Tensor:
+    """Those of the input, with these in the places of the axes, as a run tells them."""
+    shape, full = (gs.Variable(names.new(f"{sizes.name}_{what}"), np.dtype(np.int64)) for what in ("before", "all"))
+    places = gs.Constant(names.new(f"{sizes.name}_axes"), axes)
+    added = [
+        gs.Node("Shape", names.new(f"{shape.name}_Shape"), inputs=[node.inputs[0]], outputs=[shape]),
+        gs.Node("ScatterElements", names.new(f"{full.name}_S"), inputs=[shape, places, sizes], outputs=[full]),
+    ]
+    position = next(index for index, member in enumerate(graph.nodes) if member is node)
+    graph.nodes[position:position] = added
+    return full
 
 
 def _repeats(node: gs.Node, factor: int) -> bool:

@@ -42,8 +42,13 @@ def damped(H: Array, damping: float) -> Array:
     """H + λI, λ in units of the mean of diag(H), or ten times that until it is positive definite, for each group.
 
     Where nothing varies, λ is the damping itself.
+
+    Raises:
+        ValueError: H is not finite.
     """
     result = np.array(H, np.float64)
+    if not np.isfinite(result).all():
+        raise ValueError("the second moment of the inputs is not finite")
     for matrix in result:
         variances = np.diag(matrix).copy()
         level, share = max(float(variances.mean()), 0.0) or 1.0, damping

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.data import Dataset
 from onnxcomp.graph.bodies import Address, addresses
+from onnxcomp.graph.integer_plan import IntegerPlan
 from onnxcomp.linalg import ranges
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -56,6 +57,15 @@ class Calibration:
     def seen(self, tensor: gs.Tensor) -> bool:
         """Whether the tensor was computed while samples ran: not in a branch that was never taken."""
         return id(tensor) in self.histograms and self.histograms[id(tensor)].count > 0
+
+    def unseen(self, plans: Iterable[IntegerPlan]) -> set[str]:
+        """Names of the planned layers that lack the range of an activation: no sample showed values of it."""
+        return {
+            site.layer.name
+            for plan in plans
+            for site in plan.sites
+            if not all(self.seen(root) for root in plan.roots_around(site))
+        }
 
     def grid(self, tensor: gs.Tensor, method: ranges.Method) -> ranges.Grid:
         """Scale and zero point of an activation."""
@@ -128,7 +138,8 @@ def calibrate(
         else:
             main[place.name] = accumulators
     observe(model, dataset, main, progress, inner=inner)
-    found = {key: mean.mean for key, mean in means.items() if mean.count}
+    # A sample that overflows tells no mean; a bias that is corrected by it would be NaN for all samples.
+    found = {key: mean.mean for key, mean in means.items() if mean.count and np.isfinite(mean.mean).all()}
     return Calibration(histograms, found, tuple(known.values()))
 
 

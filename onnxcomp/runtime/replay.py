@@ -54,8 +54,8 @@ def best_grids(
         proposals: grids by name of the tensor, the widest first.
 
     Returns:
-        by name. A tensor that the outputs do not show an error of (there are no float outputs, or the error is
-        not finite) is missing.
+        by name. A tensor that the outputs do not show an error of is missing (there are no float outputs, the error
+        is not finite, or what depends on the tensor reads a sequence besides).
 
     Raises:
         InputError: the model does not run on the data.
@@ -190,6 +190,8 @@ def _portions(model: Skeleton, dataset: Dataset, cuts: Mapping[str, Sequence[str
     portion: dict[str, None] = {}
     held: set[str] = set()
     for name, cut in cuts.items():
+        if not all(isinstance(values[other], np.ndarray) for other in (name, *cut)):
+            continue  # sequences cannot be fed
         held |= {name, *cut}
         if portion and scale * sum(values[other].nbytes for other in held) > _RECORDED:
             yield list(portion)

@@ -16,6 +16,7 @@ import numpy as np
 from onnxcomp.data import Dataset
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import takes_constants
+from onnxcomp.graph.constants import is_constant
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.rounding import RoundedLayer
 from onnxcomp.linalg.gptq import damped, output_error
@@ -40,6 +41,8 @@ _CLEARLY = 0.8  # of the error is left
 def can_be_observed(layer: WeightedLayer) -> bool:
     """Whether the layer's outputs are a matrix times inputs that a run shows."""
     if layer.kind == "other" or layer.nested or layer.shared or layer.quantized:
+        return False
+    if is_constant(layer.node.inputs[0]):
         return False
     if layer.kind == "ConvTranspose" and layer.groups > 1:  # whose groups share their scales
         return False

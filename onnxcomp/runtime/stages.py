@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -40,6 +40,10 @@ def stages(model: Model, layers: Sequence[WeightedLayer], most: int) -> list[lis
     return result
 
 
-def _reads(node: gs.Node) -> Sequence[gs.Tensor]:
-    inputs: Sequence[gs.Tensor] = node.inputs
-    return inputs
+def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
+    """What a node reads, and its bodies from outside."""
+    yield from node.inputs
+    for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+        yield from body.outputs
+        for inner in body.nodes:
+            yield from _reads(inner)

@@ -22,6 +22,7 @@ from onnxcomp.runtime.calibration import spread
 from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.rounding import can_be_observed, round_calibrated
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.stages import stages
 
 __all__ = ["Bits", "RoundingChoice", "WeightPlan"]
 
@@ -30,6 +31,7 @@ Bits: TypeAlias = Literal[4, 8, 16]
 RoundingChoice: TypeAlias = Literal["auto", "nearest", "gptq"]
 
 _STAGES = 12  # of rounding by outputs, each of which runs the data once
+_RUNS_PER_STAGE = 4  # what a sample costs in one of them, in runs of the model
 _MACS = 4e10  # that the samples may take to run once
 _MACS_OF_8_BITS = 1.6e10
 _FEW_INPUTS = 64  # of an output; with more, rounding errors of 8 bits average out
@@ -56,7 +58,7 @@ class WeightPlan:
     block: int
     rounding: RoundingChoice
     loss: float
-    avoid_saturation: bool
+    avoid_saturation: bool = False
     progress: Progress = silent
     means: Mapping[int, Array] = field(default_factory=dict)
     _rounded: dict[str, tuple[RowLayout, RoundedLayer]] = field(default_factory=dict)
@@ -73,17 +75,21 @@ class WeightPlan:
             dataset: samples, or None.
         """
         self._on_integers = {layer.name for layer in on_integers}
-        observable = [layer for layer in (*on_integers, *stored) if can_be_observed(layer) and self._pays(layer)]
-        if dataset is None or not observable:
+        layers = {layer: self._precision(layer) for layer in self._chosen([*on_integers, *stored])}
+        if dataset is None or not layers:
             return
-        layers = {layer: self._precision(layer) for layer in observable}
-        few = self.bits == 8 and self.rounding == "auto"
-        samples = self._affordable(dataset, _MACS_OF_8_BITS if few else _MACS)
-        stages = 1 if few else _STAGES
-        rounded = round_calibrated(self.model, layers, samples, self.loss, stages, self.progress)
+        samples = self._affordable(dataset)
+        rounded = round_calibrated(self.model, layers, samples, self.loss, self._most_stages, self.progress)
         self._rounded = {
             layer.name: (RowLayout.of(layer), rounded[layer.name]) for layer in layers if layer.name in rounded
         }
+
+    def runs(self, layers: Sequence[WeightedLayer], dataset: Dataset) -> float:
+        """About how many runs of the model on one sample ``decide`` takes as long as."""
+        if not (chosen := self._chosen(layers)):
+            return 0.0
+        count = len(stages(self.model, chosen, self._most_stages))
+        return float(_RUNS_PER_STAGE * count * len(self._affordable(dataset)))
 
     def of(self, layer: WeightedLayer, keep: bool = False) -> RoundedLayer:
         """What a layer gets; computed in each call, unless it was decided on samples or is to be kept."""
@@ -94,6 +100,26 @@ class WeightPlan:
         if keep:
             self._rounded[layer.name] = (layout, found)
         return found
+
+    def give_up(self, layers: Sequence[WeightedLayer]) -> None:
+        """Let layers that were to run on integers run in float: no sums of theirs can saturate."""
+        for layer in layers:
+            self._on_integers.discard(layer.name)
+            _, found = self._rounded.get(layer.name, (None, None))
+            if found is not None and found.weights.limited:
+                del self._rounded[layer.name]
+
+    def _chosen(self, layers: Sequence[WeightedLayer]) -> list[WeightedLayer]:
+        return [layer for layer in layers if can_be_observed(layer) and self._pays(layer)]
+
+    @property
+    def _quick(self) -> bool:
+        """Whether only layers of few inputs are rounded by outputs, in 8 bits, and all at once."""
+        return self.bits == 8 and self.rounding == "auto"
+
+    @property
+    def _most_stages(self) -> int:
+        return 1 if self._quick else _STAGES
 
     def _pays(self, layer: WeightedLayer) -> bool:
         """Whether the layer is to be rounded by what that does to its outputs."""
@@ -115,8 +141,9 @@ class WeightPlan:
             return Precision(4, self.block if RowLayout.of(layer).has_blocks else 0, careful)
         return Precision(8, 0, careful)
 
-    def _affordable(self, dataset: Dataset, macs: float) -> Dataset:
-        """As many samples as can be run for a number of multiply-accumulates, 16 at least."""
+    def _affordable(self, dataset: Dataset) -> Dataset:
+        """As many samples as can be run once for so much work, 16 at least."""
         shapes = observed(self.model, dataset.sample())
         each = cost(self.model, shapes).flops / 2 / dataset.least
+        macs = _MACS_OF_8_BITS if self._quick else _MACS
         return spread(dataset, max(16, int(macs / max(1.0, each))))
