@@ -108,6 +108,7 @@ EIGHT_BITS = _named(
         _onnxcomp("onnxcomp-equalize-quant", "equalize,quant"),
         _onnxcomp("onnxcomp-limits-quant", "equalize(limits=True),quant"),
         _onnxcomp("onnxcomp-quant-fast", "quant(sqnr=0)"),
+        _onnxcomp("onnxcomp-quant-gptq", 'quant(rounding="gptq")', TRANSFORMERS),
         _onnxcomp("onnxcomp-quant-static", 'quant(mode="static")', TRANSFORMERS),
         _onnxcomp("onnxcomp-quant-dynamic", 'quant(mode="dynamic")', TRANSFORMERS),
         *(_peer(name, peer) for name, peer in peers.EIGHT_BITS.items()),
