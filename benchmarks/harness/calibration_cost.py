@@ -49,7 +49,7 @@ _PEERS = {
     "ort-percentile-full": "quantize_static, Percentile",
 }
 COSTS = (
-    _Run("onnxcomp-minmax", SAMPLES, 'quant(ranges="minmax",samples=128)'),
+    _Run("onnxcomp-minmax", SAMPLES, 'quant(ranges="minmax",rounding="nearest",sqnr=0,samples=128)'),
     _Run("onnxcomp-default", SAMPLES, "quant(samples=128)"),
     *(_Run(name, SAMPLES, peer=name) for name in _PEERS),
     _Run("onnxcomp-few", FEW, f"quant(samples={FEW})"),
