@@ -134,7 +134,18 @@ BETWEEN = {
     "d = ReduceMax<axes=[1]>(c) h = Add(c, d)": 1,
     "d = ReduceSum(c, none) h = Add(c, d)": 1,
     "d = ReduceSum<noop_with_empty_axes=1>(c, none) h = Add(c, d)": 8,
-    "d = Tile(c, twice) h = Add(c, c)": 8,
+    "h = Tile(c, twice)": 8,
+    "h = PRelu(c, slopes)": 8,
+    "h = Conv<group=4>(c, b2, k)": 16,
+    "h = ConvTranspose<group=2, strides=[2,2]>(c, b4, k)": 16,
+    "p0 = GlobalAveragePool(c) q = Flatten(p0) e = Gemm<alpha=0.5, beta=-2.0>(q, m, k) h = Unsqueeze(e, axes)": 16,
+    "p0 = GlobalAveragePool(c) q = Flatten(p0) e = Gemm(q, m, half) h = Unsqueeze(e, axes)": 8,
+    "h = Add(c, rows)": 0,
+    "h = Mul(c, rows)": 8,
+    "h = MatMul(c, batched)": 0,
+    "d = Transpose<perm=[0,2,3,1]>(c) e = LayerNormalization(d, k, k1) h = Transpose<perm=[0,3,1,2]>(e)": 8,
+    "d = Transpose<perm=[0,2,3,1]>(c) e = LayerNormalization(d, k, one_k) h = Transpose<perm=[0,3,1,2]>(e)": 0,
+    "d = LayerNormalization<axis=2>(c, four, four2) h = Conv(d, b)": 9,
     "d = Expand(c, big) h = Relu(d)": 8,
     'h = Resize<mode="linear">(c, half, doubled)': 8,
     "d = Cast<to=10>(c) h = Cast<to=1>(d)": 0,
@@ -154,12 +165,22 @@ def test_any_scales_keep_what_operators_compute(between: str) -> None:
         "half": np.array(0.5),
         "zero": np.array(0.0),
         "doubled": np.array([1.0, 1.0, 2.0, 2.0]),
+        "slopes": W((8, 1, 1)),
+        "b2": W((8, 2, 1, 1)),
+        "b4": W((8, 4, 2, 2)),
+        "m": W((8, 8)),
+        "rows": W((4,)),
+        "batched": W((8, 4, 4)),
+        "one_k": W((1,)),
+        "four": W((4,)),
+        "four2": W((4,)),
     }
     whole = {
         "none": [],
         "twice": [1, 1, 2, 1],
         "big": [2, 8, 4, 4],
         "order": [7, 6, 5, 4, 3, 2, 1, 0],
+        "axes": [2, 3],
         "one": [1],
         "seven": [7],
         "pads": [0, 2, 0, 0, 0, 0, 0, 0],
@@ -170,13 +191,47 @@ def test_any_scales_keep_what_operators_compute(between: str) -> None:
     text = f"{HEAD} {{ c = Conv<pads=[1,1,1,1]>(x, a) {between} {ENDS} }}"
     values = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     values.update({name: np.asarray(array, np.int64) for name, array in whole.items()})
-    model = build(text, values, opset=13)
+    model = build(text, values, opset=17 if "LayerNormalization" in between else 13)
     feeds = {"x": np.asarray(W((2, 6, 4, 4)), np.float32)}
     before = run(model, feeds)
     units = rescale_at_random(model, feeds)
     assert_same(run(model, feeds), before)
     if (expected := BETWEEN.get(between)) is not None:
         assert int(units.free.sum()) == expected
+
+
+def test_samples_that_take_the_place_of_channels_have_one_scale() -> None:
+    """BatchNormalization behind a Transpose that puts the eight channels where the eight samples were."""
+    text = """net (float[8,6,4,4] x) => (float[8,8,4,4] y) {
+        c = Conv<pads=[1,1,1,1]>(x, a) t = Transpose<perm=[1,0,2,3]>(c) m = BatchNormalization(t, k1, k2, k3, k4)
+        u = Transpose<perm=[1,0,2,3]>(m) y = Conv(u, b) }"""
+    arrays = {f"k{index}": (np.abs(W((8,))) + 0.5).astype(np.float32) for index in (1, 2, 3, 4)}
+    model = build(text, arrays | {name: IMAGE[name].astype(np.float32) for name in "ab"})
+    feeds = {"x": W((8, 6, 4, 4)).astype(np.float32)}
+    before = run(model, feeds)
+    units = ScaleUnits(follow_scales(model, observed(model, feeds), SCALING_RULES))
+    assert int(units.free.sum()) == 2  # all channels before the normalization, and all samples behind it
+    units.rescale(np.where(units.free, np.exp2(np.arange(units.count) % 3 + 1.0), 1.0))
+    assert_same(run(model, feeds), before)
+
+
+def test_what_bodies_read_keeps_its_scale() -> None:
+    text = """net (float[n,6,4,4] x) => (float[n,8,4,4] y, float[8] z) {
+        c = Conv<pads=[1,1,1,1]>(x, a, k) d = Conv(c, b) y = Conv(d, b2)
+        s = ReduceSum<keepdims=0>(x) p = Greater(s, zero)
+        w = If(p) <
+            then_branch = t () => (float[8] u) { v = ReduceMax<axes=[0,2,3], keepdims=0>(c) u = Add(v, k) },
+            else_branch = e () => (float[8] q) { q = Exp(k) }>
+        z = Identity(w) }"""
+    arrays = {name: IMAGE[name].astype(np.float32) for name in "abk"}
+    model = build(text, arrays | {"b2": W((8, 8, 1, 1)).astype(np.float32), "zero": np.float32(0)})
+    feeds = {"x": W((2, 6, 4, 4)).astype(np.float32)}
+    before = session.run(session.create(model, optimize=False), feeds)
+    units = rescale_at_random(model, feeds)
+    for name, value in session.run(session.create(model, optimize=False), feeds).items():
+        assert_same(np.asarray(value), np.asarray(before[name]))
+    assert int(units.free.sum()) == 8  # d's
+    assert "c is used inside a control flow body" in units.reasons.values()
 
 
 def test_transformers_scale_behind_normalization_and_attention() -> None:
@@ -195,7 +250,7 @@ def test_transformers_scale_behind_normalization_and_attention() -> None:
     assert int(units.free.sum()) == 16  # behind the normalization, and the values
 
 
-def test_outputs_bodies_and_shared_weights_are_pinned() -> None:
+def test_outputs_and_shared_weights_are_pinned() -> None:
     net = Net(0)
     shared = net.weight(8, 8, 1, 1, fan_in=8)
     x = net.activation(net.conv("x", 8))
