@@ -161,6 +161,8 @@ def _why_not(layer: WeightedLayer, units: ScaleUnits) -> str:
     """Why the layer's channels keep their scales."""
     if layer.nested:
         return f"it lies {layer.place}"
+    if layer.quantized:
+        return "its weight is quantized"
     reasons = [
         units.reasons[int(unit)]
         for _, ids in units.factors_at(layer.node, layer.weight_index)
@@ -168,4 +170,4 @@ def _why_not(layer: WeightedLayer, units: ScaleUnits) -> str:
         if int(unit) in units.reasons
     ]
     told = [reason for reason in dict.fromkeys(reasons) if reason != NOT_FOLLOWED]
-    return "; ".join(told) or NOT_FOLLOWED
+    return "; ".join(told) or units.refusal(layer.node) or NOT_FOLLOWED

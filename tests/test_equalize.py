@@ -430,6 +430,22 @@ def test_channels_that_reach_nothing_rounded_or_no_value_keep_their_scale() -> N
     assert decisions["MatMul:f"] == ("skipped", "its channels reach nothing that is rounded to 8 bits")
 
 
+def test_layers_whose_weight_takes_no_scale_say_why() -> None:
+    text = """net (float[n,8] x, float16[n,8] h) => (float[n,8] y, float16[n,8] z) {
+        c = MatMul(x, a) r = Relu(c) w = DequantizeLinear(q, s) d = MatMul(r, w) e = MatMul(d, a) y = Softmax(e)
+        z = MatMul(h, half) }"""
+    arrays = {"a": W((8, 8)).astype(np.float32), "half": W((8, 8)).astype(np.float16)}
+    arrays |= {"q": np.arange(64, dtype=np.int8).reshape(8, 8), "s": np.array(0.1, np.float32)}
+    feeds = {"x": W((8, 8)).astype(np.float32), "h": W((8, 8)).astype(np.float16)}
+    decisions = apply(build(text, arrays), Dataset.from_arrays(feeds))
+    assert decisions == {
+        "MatMul:c": ("skipped", "its weight is shared"),
+        "MatMul:d": ("skipped", "its weight is quantized"),
+        "MatMul:e": ("skipped", "its weight is shared"),
+        "MatMul:z": ("skipped", "its constant half is float16"),
+    }
+
+
 def test_a_transposed_convolution_counts_what_its_rounding_costs() -> None:
     net = Net(0)
     net.conv(net.activation(net.conv_transpose(net.activation(net.conv("x", 16)), 16)), 8)

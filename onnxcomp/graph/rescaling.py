@@ -96,6 +96,10 @@ class ScaleUnits:
                 found.append(CappedTensor(cap.tensor, wide[0], along, cap.low, cap.high))
         return found
 
+    def refusal(self, node: gs.Node) -> str:
+        """Why no scale passes the node, or nothing."""
+        return self._flow.refusals.get(id(node), "")
+
     def factors_at(self, node: gs.Node, index: int) -> list[tuple[Factor, Array]]:
         """Factors of a node's constant, each with its units."""
         own = [factor for factor in self._flow.factors if factor.node is node and factor.index == index]
