@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from onnxcomp.context import Context
+from onnxcomp.data import Dataset
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.rescaling import NOT_FOLLOWED, ScaleUnits
 from onnxcomp.graph.scaling import follow_scales
 from onnxcomp.graph.scaling_rules import SCALING_RULES
+from onnxcomp.linalg.equalization import Solution
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.calibration import spread
-from onnxcomp.runtime.equalizing import Equalization, find_scales
+from onnxcomp.runtime.effort import Effort, effort_of_runs
+from onnxcomp.runtime.equalizing import find_scales
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
 
 __all__ = ["Equalize"]
 
 Array = np.ndarray[Any, Any]
+
+_WITHOUT_DATA = "equalize has no calibration data, and does nothing; give samples with --data"
+# What the pass was seen to take, in runs of the model on one sample: of four networks, right to a factor of two.
+_RUNS_PER_SAMPLE = 2
+_UNROUNDED = "its channels reach nothing that is rounded to 8 bits"
 
 
 class Equalize(Pass):
@@ -75,33 +83,33 @@ class Equalize(Pass):
         """Rescale the model in place; see the class."""
         layers = weighted_layers(model)
         if ctx.data is None:
+            if layers:
+                ctx.warn(_WITHOUT_DATA)
             for layer in layers:
                 ctx.skip(layer, "without calibration data, nothing is known of the ranges of channels")
             return
         data = spread(ctx.data, self.samples)
         shapes = observed(model, data.sample())
         units = ScaleUnits(follow_scales(model, shapes, SCALING_RULES, self.limits))
-        found = find_scales(model, layers, units, shapes, data, ctx.progress)
-        logs, notes = self._chosen(found, units)
+        logs, notes = self._chosen(find_scales(model, layers, units, shapes, data, ctx.progress), units)
         scales = np.exp(logs)
         decisions = [_Decision(layer, units, scales, notes) for layer in layers]
         units.rescale(scales)
         for decision in decisions:
             decision.log(ctx)
 
-    def _chosen(self, found: Equalization, units: ScaleUnits) -> tuple[Array, dict[int, str]]:
-        """Logarithms of the scales of all units, and what is to be said of layers, by ``id`` of their nodes."""
+    def _chosen(self, solutions: Sequence[Solution], units: ScaleUnits) -> tuple[Array, dict[int, str]]:
+        """Logarithms of the scales of all units, and what is to be said of those that solutions were sought for."""
         logs = np.zeros(units.count)
         notes: dict[int, str] = {}
-        for solution in found.solutions:
+        for solution in solutions:
             gain = 10 * np.log10(solution.before / solution.after) if solution.after > 0 else 0.0
             if gain >= self.least_gain and np.any(solution.logs):
                 logs += solution.logs
-                note = f"expected rounding error of its group {-gain:+.1f} dB"
+                note = f"expected rounding error of their group {-gain:+.1f} dB"
             else:
                 note = f"no factors lower the expected rounding error by {self.least_gain:g} dB"
-            for index in solution.readers:
-                notes[id(found.readers[index].layer.node)] = note
+            notes.update(dict.fromkeys(solution.units.tolist(), note))
         return logs, notes
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
@@ -111,6 +119,12 @@ class Equalize(Pass):
         stuck = [_why_not(layer, units) for layer in layers if not _is_free(layer, units)]
         free = len(layers) - len(stuck)
         return f"channels around {free} of {len(layers)} layers could be rescaled{because(stuck)}"
+
+    def effort(self, model: Model, dataset: Dataset | None) -> Effort | None:
+        """See the base class."""
+        if dataset is None or not weighted_layers(model):
+            return None
+        return effort_of_runs(model, dataset, _RUNS_PER_SAMPLE * min(len(dataset), self.samples))
 
 
 def _is_free(layer: WeightedLayer, units: ScaleUnits) -> bool:
@@ -123,28 +137,32 @@ class _Decision:
 
     def __init__(self, layer: WeightedLayer, units: ScaleUnits, scales: Array, notes: Mapping[int, str]) -> None:
         self._layer = layer
-        self._parts = []
-        note = notes.get(id(layer.node), "")
+        self._done: list[str] = []
+        reasons: list[str] = []
         for factor, ids in units.factors_at(layer.node, layer.weight_index):
-            if np.any(scales[ids] != 1):
-                side = "input" if factor.power < 0 else "output"
-                values = scales[ids]
-                self._parts.append(f"{side} channels times {values.min():.2g} to {values.max():.2g}")
-        self._note = note
-        self._reason = _why_not(layer, units)
+            changed = ids[scales[ids] != 1]
+            if changed.size:
+                side, values = "input" if factor.power < 0 else "output", scales[ids]
+                what = f"{side} channels times {values.min():.2g} to {values.max():.2g}"
+                self._done.append(f"{what}, {notes[int(changed[0])]}")
+            elif units.free[ids].any():
+                reasons.append(next((notes[unit] for unit in ids.reshape(-1).tolist() if unit in notes), _UNROUNDED))
+        self._reason = "; ".join(dict.fromkeys(reasons)) or _why_not(layer, units)
 
     def log(self, ctx: Context) -> None:
         """Log it."""
-        if self._parts:
-            ctx.act(self._layer, "equalized", "; ".join([*self._parts, *filter(None, [self._note])]))
+        if self._done:
+            ctx.act(self._layer, "equalized", "; ".join(self._done))
         else:
-            ctx.skip(self._layer, self._note or self._reason)
+            ctx.skip(self._layer, self._reason)
 
 
 def _why_not(layer: WeightedLayer, units: ScaleUnits) -> str:
     """Why the layer's channels keep their scales."""
     if layer.nested:
         return f"it lies {layer.place}"
+    if layer.quantized:
+        return "its weight is quantized"
     reasons = [
         units.reasons[int(unit)]
         for _, ids in units.factors_at(layer.node, layer.weight_index)
@@ -152,4 +170,4 @@ def _why_not(layer: WeightedLayer, units: ScaleUnits) -> str:
         if int(unit) in units.reasons
     ]
     told = [reason for reason in dict.fromkeys(reasons) if reason != NOT_FOLLOWED]
-    return "; ".join(told) or NOT_FOLLOWED
+    return "; ".join(told) or units.refusal(layer.node) or NOT_FOLLOWED

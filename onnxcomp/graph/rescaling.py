@@ -39,6 +39,7 @@ class ScaleUnits:
         count: of the units.
         free: (units,), whether its scale may change.
         reasons: by unit that may not, why.
+        caps: where scales pass through a Clip that they change.
     """
 
     def __init__(self, flow: ScaleFlow) -> None:
@@ -58,6 +59,7 @@ class ScaleUnits:
         self.reasons[int(self._unit[FIXED])] = NOT_FOLLOWED
         self.free = np.ones(self.count, bool)
         self.free[list(self.reasons)] = False
+        self.caps = self._caps()
 
     def of(self, tensor: gs.Tensor) -> Array:
         """Units of the tensor's channels, of its rank, broadcasting to its shape."""
@@ -75,19 +77,28 @@ class ScaleUnits:
             return None
         return np.broadcast_to(units.reshape(-1), (shape[axis],))
 
-    def caps(self) -> list[CappedTensor]:
-        """Where scales pass through a Clip that they change; a Clip without an axis of channels pins them."""
+    def pin(self, units: Array, reason: str) -> None:
+        """These keep their scale."""
+        self.free[units] = False
+        for unit in np.unique(units):
+            self.reasons.setdefault(int(unit), reason)
+
+    def _caps(self) -> list[CappedTensor]:
+        """See the attribute; a Clip without an axis of channels pins what it reads."""
         found = []
         for cap in self._flow.caps:
             units = self.of(cap.tensor)
             wide = [axis for axis, size in enumerate(units.shape) if size > 1]
             along = self.along(cap.tensor, wide[0]) if len(wide) == 1 else None
             if along is None:
-                self.free[units] = False
-                self.reasons.update(dict.fromkeys(units.reshape(-1).tolist(), "a Clip limits it"))
+                self.pin(units, "a Clip limits it")
             elif self.free[along].any():
                 found.append(CappedTensor(cap.tensor, wide[0], along, cap.low, cap.high))
         return found
+
+    def refusal(self, node: gs.Node) -> str:
+        """Why no scale passes the node, or nothing."""
+        return self._flow.refusals.get(id(node), "")
 
     def factors_at(self, node: gs.Node, index: int) -> list[tuple[Factor, Array]]:
         """Factors of a node's constant, each with its units."""

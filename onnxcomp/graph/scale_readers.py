@@ -52,7 +52,7 @@ def readings(layers: Sequence[WeightedLayer], units: ScaleUnits) -> list[Reading
         if layer.nested or unsuitable(layer):
             continue
         tensor = layer.node.inputs[0]
-        axis = 1 if layer.kind == "Conv" else units.rank(tensor) - 1
+        axis = 1 if layer.kind.startswith("Conv") else units.rank(tensor) - 1
         along = units.along(tensor, axis)
         if along is not None and units.free[along].any():
             found.append(Reading(layer, tensor, axis, along))

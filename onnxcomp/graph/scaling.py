@@ -85,6 +85,7 @@ class ScaleFlow:
         self.caps: list[Cap] = []
         self.pins: list[tuple[Array, str]] = []
         self.ties: list[tuple[Array, Array]] = []
+        self.refusals: dict[int, str] = {}  # by ``id`` of a node, why no scale passes it
         self._labels: dict[int, Array] = {}
         self._shapes = shapes
         self._given_out = output_ids(model.graph)
@@ -161,14 +162,17 @@ class ScaleFlow:
         value = value_of(tensor)
         assert value is not None
         if str(value.dtype) not in ("float32", "float64"):
-            self.pin(ids, f"{layer_name(node)}: its constant {tensor.name} is {value.dtype}")
+            reason = f"its constant {tensor.name} is {value.dtype}"
         elif id(tensor) in self._given_out:
-            self.pin(ids, f"{tensor.name} is an output of the model")
+            reason = f"its constant {tensor.name} is an output of the model"
         elif not np.isfinite(value).all():
-            self.pin(ids, f"{layer_name(node)}: its constant {tensor.name} holds NaN or infinite values")
+            reason = f"its constant {tensor.name} holds NaN or infinite values"
         else:
             np.broadcast_to(ids, value.shape)  # or raises
             self.factors.append(Factor(node, index, ids, power))
+            return
+        self.refusals[id(node)] = reason
+        self.pin(ids, f"{layer_name(node)}: {reason}")
 
 
 Rule: TypeAlias = Callable[[ScaleFlow, gs.Node], str | None]
@@ -187,6 +191,7 @@ def follow_scales(
         if rule is not None:
             reason = rule(flow, node) if known else "the shape of an operand is not known"
         if reason:
+            flow.refusals[id(node)] = reason
             flow.pin_inputs(node, reason)
     for graph in nested_graphs(model.graph):
         inner = graph is not model.graph

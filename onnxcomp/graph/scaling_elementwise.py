@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, value_of
+from onnxcomp.graph.layers import layer_name
 from onnxcomp.graph.scaling import FIXED, Array, Cap, ScaleFlow, fits, is_shared, lifted, scale_constant
 
 __all__ = ["cast", "clip", "nothing", "product", "same", "sum_like", "where"]
@@ -75,7 +76,7 @@ def product(flow: ScaleFlow, node: gs.Node) -> str | None:
     value = max(free, key=lambda tensor: math.prod(flow.dims(tensor)))
     for tensor in node.inputs:
         if tensor is not value and flow.is_free(tensor):
-            flow.pin(flow.labels(tensor), f"{node.name}: the other operand of {node.op} passes its scale on")
+            flow.pin(flow.labels(tensor), f"{layer_name(node)}: it passes on the scale of the other operand")
     rank = len(flow.dims(node.outputs[0]))
     flow.give(node.outputs[0], lifted(flow.labels(value), rank))
     return None

@@ -42,7 +42,9 @@ def batch_norm(flow: ScaleFlow, node: gs.Node) -> str | None:
     if node.attrs.get("training_mode", 0) or len(node.outputs) > 1 or len(flow.dims(node.inputs[1])) != 1:
         return "it is in training mode, or of an old form"
     ids = flow.labels(node.inputs[0])
-    ids = flow.uniform(ids, range(2, ids.ndim))
+    if ids.ndim < 2:
+        return "it has no axis of channels"
+    ids = flow.uniform(ids, (0, *range(2, ids.ndim)))
     before, after = ids.reshape(-1), flow.fresh((flow.shape(node.inputs[1]) or (1,))[0])
     flow.factor(node, 1, before, -1)
     flow.factor(node, 3, before, 1)
@@ -58,7 +60,9 @@ def normalization(flow: ScaleFlow, node: gs.Node) -> str | None:
     rank = len(flow.dims(node.outputs[0]))
     shape = flow.dims(node.inputs[1])
     parameters = node.inputs[1:]
-    if not all(is_constant(tensor) for tensor in parameters) or any(map(is_shared, parameters)) or len(shape) != 1:
+    if not all(is_constant(tensor) for tensor in parameters) or any(map(is_shared, parameters)):
+        return None
+    if len(shape) != 1 or any(flow.dims(tensor) != shape for tensor in parameters):
         return None
     if any(output.outputs for output in node.outputs[1:]) and node.op == "InstanceNormalization":
         return None
@@ -110,9 +114,7 @@ def gemm(flow: ScaleFlow, node: gs.Node) -> str | None:
     flow.give(node.outputs[0], out[None])
     if len(node.inputs) > 2 and node.inputs[2].name:
         if layer.bias is None:
-            addend = flow.labels(node.inputs[2])
-            flow.tie(out[None], lifted(addend, 2))
-            flow.pin(addend, "it is the addend of a Gemm") if not addend.any() else None
+            flow.tie(out[None], lifted(flow.labels(node.inputs[2]), 2))
         elif reason := scale_constant(flow, node, 2, out[None], 1):
             flow.pin(out, reason)
     return None
@@ -178,7 +180,7 @@ def gather(flow: ScaleFlow, node: gs.Node) -> str | None:
 def _obstacle(node: gs.Node, layer: WeightedLayer | None) -> str | None:
     """Why the node's weight cannot be rescaled."""
     if layer is None or layer.kind != node.op:
-        return "its weight is computed, or too small"
+        return "its weight is computed, too small, or no matrix"
     if layer.shared:
         return "its weight is shared"
     if layer.quantized:

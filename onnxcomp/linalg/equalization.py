@@ -72,12 +72,12 @@ class Solution:
     """Scales of units that depend on each other.
 
     Attributes:
-        readers: positions of the weights concerned.
-        logs: (units,), zero for other units.
+        units: those that depend on each other.
+        logs: (units of the model,), zero for others.
         before, after: expected error of what is concerned.
     """
 
-    readers: tuple[int, ...]
+    units: Array
     logs: Array
     before: float
     after: float
@@ -106,7 +106,7 @@ def equalize(
     for rounded, reading, units in _independent(activations, readers, free):
         own, read = [activations[index] for index in rounded], [readers[index] for index in reading]
         logs, before, after = _solve(own, read, units, most)
-        found.append(Solution(tuple(reading), logs, before, after))
+        found.append(Solution(units, logs, before, after))
     return found
 
 
@@ -144,7 +144,7 @@ def _solve(
     searched = _Objective(activations, [thinned(reader, _ROWS) for reader in readers], count)
     best = np.zeros(count)
     before = least = exact(best, None)[0]
-    if not (np.isfinite(before) and before > 0):
+    if not (np.isfinite(before) and before > 0 and searched(best, None)[0] > 0):
         return best, before, before
 
     def smooth(values: Array, sharpness: float) -> tuple[float, Array]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,9 +17,10 @@ from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.peaks import Peaks
 from onnxcomp.runtime.statistics import observe
 
-__all__ = ["Equalization", "find_scales"]
+__all__ = ["find_scales"]
 
 Array = np.ndarray[Any, Any]
+_Shown: TypeAlias = Reading | Source | CappedTensor
 
 # Values that were not seen will come: channels get the room that they would need on so many samples,
 _FORESEEN = 1000
@@ -32,19 +32,6 @@ _FEW = 16
 _ROWS = 1024
 
 
-@dataclass(frozen=True)
-class Equalization:
-    """What could be done.
-
-    Attributes:
-        readings: layers concerned.
-        solutions: scales, for each set of units that depend on each other; they name readings by position.
-    """
-
-    readers: list[Reading]
-    solutions: list[Solution]
-
-
 def find_scales(
     model: Model,
     layers: Sequence[WeightedLayer],
@@ -52,21 +39,26 @@ def find_scales(
     shapes: Mapping[str, tuple[int, ...]],
     data: Dataset,
     progress: Progress = silent,
-) -> Equalization:
+) -> list[Solution]:
     """The scales with the least expected error of 8-bit activations and weights.
+
+    Returns:
+        one solution for each set of units that depend on each other; units that nothing which is rounded has to do
+        with are in none.
 
     Raises:
         InputError: the model does not run on the data.
     """
-    reading = readings(layers, units)
-    rounded = sources(model, layers, reading, units, shapes)
-    caps = units.caps()
-    peaks = _observed([*reading, *rounded, *caps], model, data, progress)
-    if not all(item.samples for item in peaks.values()):  # a tensor that is always empty
-        return Equalization(reading, [])
+    reading, rounded = _rounded(model, layers, units, shapes)
+    shown: list[_Shown] = [*reading, *rounded, *units.caps]
+    peaks = _observed(shown, model, data, progress)
+    if empty := [item for item in shown if not peaks[_key(item)].samples]:
+        for item in empty:
+            units.pin(item.units, f"{item.tensor.name} is empty in all calibration samples")
+        reading, rounded = _rounded(model, layers, units, shapes)
     pairs = [_reader(item, peaks[_key(item)]) for item in reading]
     readers, columns = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    limits = {_key(cap): cap for cap in caps}
+    limits = {_key(cap): cap for cap in units.caps}
     activations = []
     for item in rounded:
         low, high = peaks[_key(item)].reach(_FORESEEN)
@@ -75,17 +67,24 @@ def find_scales(
         floor = _NARROWEST if peaks[_key(item)].positions >= _FEW else 1.0
         low, high = (np.maximum(side, floor * side.max()) for side in (low, high))
         activations.append(_activation(item, low, high, reading, columns, units.count))
-    free, room = _room(caps, peaks, units)
-    return Equalization(reading, equalize(activations, readers, free, room))
+    room = _room(peaks, units)
+    units.pin(np.flatnonzero(room <= 0), "it may reach the limit of a Clip")
+    return equalize(activations, readers, units.free, room)
 
 
-def _key(item: Reading | Source | CappedTensor) -> tuple[str, int]:
+def _rounded(
+    model: Model, layers: Sequence[WeightedLayer], units: ScaleUnits, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Reading], list[Source]]:
+    """Weights and activations that are rounded, where scales may change."""
+    reading = readings(layers, units)
+    return reading, sources(model, layers, reading, units, shapes)
+
+
+def _key(item: _Shown) -> tuple[str, int]:
     return item.tensor.name, item.axis
 
 
-def _observed(
-    items: Sequence[Reading | Source | CappedTensor], model: Model, data: Dataset, progress: Progress
-) -> dict[tuple[str, int], Peaks]:
+def _observed(items: Sequence[_Shown], model: Model, data: Dataset, progress: Progress) -> dict[tuple[str, int], Peaks]:
     """Statistics of these tensors."""
     found: dict[tuple[str, int], Peaks] = {}
     wanted: dict[str, list[Peaks]] = {}
@@ -97,17 +96,17 @@ def _observed(
     return found
 
 
-def _room(
-    caps: Sequence[CappedTensor], peaks: Mapping[tuple[str, int], Peaks], units: ScaleUnits
-) -> tuple[Array, Array]:
-    """Which units are free, those that may reach a limit being not, and by how much they may grow, as logarithms."""
+def _room(peaks: Mapping[tuple[str, int], Peaks], units: ScaleUnits) -> Array:
+    """Logarithms of how much units may grow before they reach a limit; not above zero where they may reach it."""
     room = np.full(units.count, np.inf)
-    for cap in caps:
+    for cap in units.caps:
+        if not peaks[_key(cap)].samples:
+            continue
         low, high = peaks[_key(cap)].reach(_FORESEEN)
         for reach, limit in ((low, -cap.low), (high, cap.high)):
             if np.isfinite(limit) and reach.any():
                 np.minimum.at(room, cap.units, np.log(limit / np.maximum(reach, 1e-9 * limit)))
-    return units.free & (room > 0), room
+    return room
 
 
 def _reader(item: Reading, peaks: Peaks) -> tuple[Reader, Array]:

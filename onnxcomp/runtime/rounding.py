@@ -92,7 +92,8 @@ def round_calibrated(
             precision, constants = layers[reference[layer.name]], takes_constants(work.graph, layer)
             if precision.bits == 8 and not _pays(regression, constants, precision):
                 continue
-            result = _Fit.of(regression, constants).rounded(precision, allowed)
+            fit = _Fit.of(regression, constants)
+            result = fit.rounded(precision, allowed, _unseen_loss(fit.W, regression, constants, precision))
             rounded[layer.name] = result
             layer.set_matrix(result.weights.restored.reshape(layer.matrix().shape))
             if np.any(result.shift):
@@ -122,11 +123,27 @@ def _observe(
     return seen
 
 
+def _parts(regression: Regression, constants: bool) -> tuple[Moments, Moments]:
+    """What was seen to fit, and what was held out; around zero where the layer's bias cannot change."""
+    parts = regression.fitting, regression.held_out
+    return parts if constants else (parts[0].uncentred(), parts[1].uncentred())
+
+
+def _unseen_loss(W: Array, regression: Regression, constants: bool, precision: Precision) -> float:
+    """What 4 bits add to the outputs, over their variance, on samples that the codes were not chosen on.
+
+    On the others it may be next to nothing, when they are fewer than the inputs.
+    """
+    fitting, held_out = _parts(regression, constants)
+    if precision.bits == 8 or not held_out.count:
+        return 0.0
+    codes = _Fit.to(W, fitting).codes(precision)
+    return _Fit.to(W, held_out).loss(codes)
+
+
 def _pays(regression: Regression, constants: bool, precision: Precision) -> bool:
     """Whether rounding by outputs does clearly better than to the nearest level, on samples that it has not seen."""
-    fitting, held_out = regression.fitting, regression.held_out
-    if not constants:
-        fitting, held_out = fitting.uncentred(), held_out.uncentred()
+    fitting, held_out = _parts(regression, constants)
     if not held_out.count:
         return True
     fit = _Fit.to(regression.target.astype(np.float64), fitting)
@@ -155,9 +172,7 @@ class _Fit:
     @classmethod
     def of(cls, regression: Regression, takes_constants: bool) -> _Fit:
         """Fitted to all samples."""
-        parts = regression.fitting, regression.held_out
-        if not takes_constants:
-            parts = parts[0].uncentred(), parts[1].uncentred()
+        parts = _parts(regression, takes_constants)
         W = regression.target.astype(np.float64)
         if regression.columns is None:
             W = fitted(W, *parts)[0]
@@ -168,17 +183,23 @@ class _Fit:
         """These weights, for such inputs."""
         return cls(W, damped(seen.covariance, damping_for(seen.count, W.shape[2])), seen)
 
-    def rounded(self, precision: Precision, allowed: float) -> RoundedLayer:
-        """Rounded, in 8 bits where 4 would lose more than is allowed."""
-        weights = round_for_outputs(self.W, self.H, precision)
-        loss = self._loss(weights)
-        if precision.bits == 8 or loss <= allowed:
-            return RoundedLayer(weights, self._shift(weights), loss)
-        note = f"4 bits would add {loss:.1g} of the outputs' variance, more than this layer's share"
-        better = round_for_outputs(self.W, self.H, replace(precision, bits=8))
-        return RoundedLayer(better, self._shift(better), self._loss(better), note)
+    def rounded(self, precision: Precision, allowed: float, unseen: float) -> RoundedLayer:
+        """Rounded, in 8 bits where 4 would lose more than is allowed, here or on samples not ``seen``."""
+        loss, note = unseen, ""
+        if precision.bits == 4 and loss <= allowed:
+            weights = self.codes(precision)
+            if (loss := max(loss, self.loss(weights))) <= allowed:
+                return RoundedLayer(weights, self._shift(weights), loss)
+        if precision.bits == 4:
+            note = f"4 bits would add {loss:.1g} of the outputs' variance, more than this layer's share"
+        better = self.codes(replace(precision, bits=8))
+        return RoundedLayer(better, self._shift(better), self.loss(better), note)
 
-    def _loss(self, weights: QuantizedWeights) -> float:
+    def codes(self, precision: Precision) -> QuantizedWeights:
+        """The weights that change the outputs least."""
+        return round_for_outputs(self.W, self.H, precision)
+
+    def loss(self, weights: QuantizedWeights) -> float:
         """Noise of the outputs over their variance."""
         noise = float(output_error(self.W, self.seen.covariance, self._matrix(weights)).sum())
         return noise / (float(self.seen.output_variance.sum()) or 1.0)
