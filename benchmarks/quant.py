@@ -86,6 +86,8 @@ def _measure(
                 bench, suite, model, [known[name] for name in entries or known if name in known], sections, entries
             )
             results.write(stored)
+    if entries is not None:
+        return
     if "costs" in suites and any(model.name == "mobilenetv2" for model in models):
         results.costs = measure_costs(bench)
         results.write(stored)
