@@ -11,12 +11,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.data import Dataset
-from onnxcomp.graph.bodies import Address, addresses
 from onnxcomp.graph.integer_plan import IntegerPlan
 from onnxcomp.linalg import ranges
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
-from onnxcomp.runtime.statistics import Accumulator, Histogram, Means, observe
+from onnxcomp.runtime.statistics import Accumulator, Histogram, Means, observe_anywhere
 
 __all__ = ["Calibration", "calibrate", "spread"]
 
@@ -128,16 +127,7 @@ def calibrate(
             known[id(tensor)] = tensor
             means[id(tensor)] = Means(axis)
             wanted.setdefault(id(tensor), []).append(means[id(tensor)])
-    places = addresses(model.graph)
-    main: dict[str, list[Accumulator]] = {}
-    inner: dict[Address, list[Accumulator]] = {}
-    for key, accumulators in wanted.items():
-        place = places[key]
-        if place.steps:
-            inner[place] = accumulators
-        else:
-            main[place.name] = accumulators
-    observe(model, dataset, main, progress, inner=inner)
+    observe_anywhere(model, dataset, wanted, progress)
     # A sample that overflows tells no mean; a bias that is corrected by it would be NaN for all samples.
     found = {key: mean.mean for key, mean in means.items() if mean.count and np.isfinite(mean.mean).all()}
     return Calibration(histograms, found, tuple(known.values()))

@@ -30,8 +30,8 @@ class Effort:
     bytes: float
 
     def __str__(self) -> str:
-        time = f"{self.seconds:.0f} s" if self.seconds < 90 else f"{self.seconds / 60:.0f} min"
-        return f"about {time} and {self.bytes / 1e9:.1f} GB of memory"
+        spent = f"{self.seconds:.0f} s" if self.seconds < 90 else f"{self.seconds / 60:.0f} min"
+        return f"about {spent} and {self.bytes / 1e9:.1f} GB of memory"
 
 
 def effort_of_runs(model: Model, dataset: Dataset, runs: float) -> Effort:

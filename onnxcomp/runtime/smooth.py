@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.data import Dataset
-from onnxcomp.graph.bodies import Address, addresses, graphs_of_nodes
+from onnxcomp.graph.bodies import graphs_of_nodes
 from onnxcomp.graph.divisors import divide_channels
 from onnxcomp.graph.edit import output_ids
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.smoothing import Treatment, treatments
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
-from onnxcomp.runtime.statistics import Accumulator, observe
+from onnxcomp.runtime.statistics import observe_anywhere
 
 __all__ = ["Spans", "smooth"]
 
@@ -141,15 +141,6 @@ def _described(chosen: Treatment, nothing: Treatment) -> str:
 
 def _observed(model: Model, layers: Sequence[WeightedLayer], dataset: Dataset, progress: Progress) -> dict[int, Spans]:
     """By ``id`` of the layers' activations and results."""
-    places = addresses(model.graph)
     spans = {id(tensor): Spans() for layer in layers for tensor in (layer.node.inputs[0], layer.node.outputs[0])}
-    main: dict[str, list[Accumulator]] = {}
-    inner: dict[Address, list[Accumulator]] = {}
-    for key, span in spans.items():
-        place = places[key]
-        if place.steps:
-            inner[place] = [span]
-        else:
-            main[place.name] = [span]
-    observe(model, dataset, main, progress, inner=inner)
+    observe_anywhere(model, dataset, {key: [span] for key, span in spans.items()}, progress)
     return spans

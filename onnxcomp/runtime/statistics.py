@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxcomp.data import Dataset
-from onnxcomp.graph.bodies import Address
+from onnxcomp.graph.bodies import Address, addresses
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.gram import Gram
 from onnxcomp.runtime.observing import Key, View
 from onnxcomp.storage.skeleton import Skeleton
 
-__all__ = ["Accumulator", "Gram", "Histogram", "Means", "observe"]
+__all__ = ["Accumulator", "Gram", "Histogram", "Means", "observe", "observe_anywhere"]
 
 Array = np.ndarray[Any, Any]
 
@@ -79,6 +79,22 @@ def observe(
             for key, value in view.run(feeds):
                 for accumulator in accumulators[key]:
                     accumulator.update(value)
+
+
+def observe_anywhere(
+    model: Model, dataset: Dataset, wanted: Mapping[int, Sequence[Accumulator]], progress: Progress = silent
+) -> None:
+    """``observe`` tensors of the main graph and of bodies alike, given by their ``id``."""
+    places = addresses(model.graph)
+    main: dict[str, Sequence[Accumulator]] = {}
+    inner: dict[Address, Sequence[Accumulator]] = {}
+    for key, accumulators in wanted.items():
+        place = places[key]
+        if place.steps:
+            inner[place] = accumulators
+        else:
+            main[place.name] = accumulators
+    observe(model, dataset, main, progress, inner=inner)
 
 
 def _in_small_batches(whole: Skeleton, dataset: Dataset, keys: list[Key], limit: int) -> Dataset:
