@@ -12,17 +12,14 @@ calibration) and ``saturation`` (the same results on a CPU without VNNI). See RE
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from harness.bench import Bench, add_limits, describe_environment, models_asked, names_of, say
+from harness.bench import Bench, add_limits, models_asked, names_of, say, started
 from harness.calibration_cost import measure_costs
 from harness.document import write_document
 from harness.entries import EIGHT_BITS, FOUR_BITS, Entry
-from harness.process import Limits
 from harness.quant_results import QuantResults, merge
 from harness.results import Section
 from harness.saturation import emulator, measure_saturation
@@ -50,19 +47,7 @@ def main() -> int:
     results = QuantResults.read(stored)
     if not options.render:
         models = models_asked(parser, options.models)
-        with tempfile.TemporaryDirectory(prefix="onnxcomp-bench-") as scratch:
-            work = (options.work or Path(scratch)).resolve()
-            work.mkdir(parents=True, exist_ok=True)
-            bench = Bench(
-                repeats=options.repeats,
-                threads=options.threads,
-                limits=Limits(options.timeout, options.memory * 1e9),
-                work=work,
-                command=shlex.join(["python", "benchmarks/quant.py", *sys.argv[1:]]),
-                environment=describe_environment(work),
-                samples=SAMPLES,
-                unfused=True,
-            )
+        with started(options, "quant.py", SAMPLES, unfused=True) as bench:
             _measure(bench, options.suites, models, options.entries, results, stored)
     write_document(HERE / "RESULTS.md")
     return 0

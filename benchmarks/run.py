@@ -11,15 +11,12 @@ timed against the fp32 original in turn, in one process with one thread. See REA
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-import tempfile
 from pathlib import Path
 
-from harness.bench import Bench, add_limits, describe_environment, models_asked, names_of
+from harness.bench import add_limits, models_asked, names_of, started
 from harness.document import write_document
 from harness.entries import ENTRIES
-from harness.process import Limits
 from harness.results import Results
 from harness.zoo import MODELS
 
@@ -40,17 +37,7 @@ def main() -> int:
     results = Results.read(stored)
     if not options.render:
         models = models_asked(parser, options.models or SUITES[options.suite])
-        with tempfile.TemporaryDirectory(prefix="onnxcomp-bench-") as scratch:
-            work = (options.work or Path(scratch)).resolve()
-            work.mkdir(parents=True, exist_ok=True)
-            bench = Bench(
-                repeats=options.repeats,
-                threads=options.threads,
-                limits=Limits(options.timeout, options.memory * 1e9),
-                work=work,
-                command=shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
-                environment=describe_environment(work),
-            )
+        with started(options, "run.py") as bench:
             for model in models:
                 results.sections[model.name] = bench.section(model, [ENTRIES[name] for name in options.entries])
                 results.write(stored)

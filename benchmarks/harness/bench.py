@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import shlex
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from harness.process import Limits, Outcome, run
 from harness.results import Environment, Row, Section, ratio_of
 from harness.zoo import MODELS, ZooModel
 
-__all__ = ["Bench", "add_limits", "describe_environment", "models_asked", "names_of", "python", "say"]
+__all__ = ["Bench", "add_limits", "describe_environment", "models_asked", "names_of", "python", "say", "started"]
 
 HERE = Path(__file__).resolve().parents[1]
 JUDGING = Limits(seconds=1800, bytes=16e9)
@@ -132,6 +135,26 @@ class Bench:
                     rows[name].milliseconds = 1e3 * statistics.median(seconds)
                 else:
                     rows[name].latencies[feeds] = ratio
+
+
+@contextlib.contextmanager
+def started(
+    options: argparse.Namespace, script: str, samples: int | None = None, unfused: bool = False
+) -> Iterator[Bench]:
+    """The invocation that ``add_limits`` parsed, with a folder that goes at the end unless one was named."""
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-bench-") as scratch:
+        work = (options.work or Path(scratch)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        yield Bench(
+            repeats=options.repeats,
+            threads=options.threads,
+            limits=Limits(options.timeout, options.memory * 1e9),
+            work=work,
+            command=shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+            environment=describe_environment(work),
+            samples=samples,
+            unfused=unfused,
+        )
 
 
 def describe_environment(work: Path) -> Environment:

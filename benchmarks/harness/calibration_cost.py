@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.bench import HERE, Bench, say
+from harness.entries import onnxcomp_program
 from harness.process import Outcome, run
 from harness.quant_results import Cost, Costs
 from harness.zoo import MODELS, ZooModel
@@ -85,9 +85,8 @@ def _measure(bench: Bench, model: ZooModel, wanted: _Run, data: Path, work: Path
     else:
         # Evaluated on other samples, so that all of the file is there to calibrate on.
         evaluated = ["--test-data", str(model.folder / model.figures[-1].samples)]
-        program = str(Path(sysconfig.get_path("scripts"), "onnxcomp"))
         made = ["-p", wanted.pipeline, "--data", str(data), *evaluated, "-o", str(output), "--report", str(report)]
-        command = [program, str(model.path), *made]
+        command = [onnxcomp_program(), str(model.path), *made]
     outcome = run(command, work / f"{wanted.name}.log", bench.limits, cwd=HERE)
     row = wanted.row()
     row.failure, row.seconds, row.peak_bytes = outcome.failure, outcome.seconds, outcome.peak_bytes

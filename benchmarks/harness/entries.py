@@ -57,13 +57,17 @@ class Entry:
             limited = [] if samples is None else ["--samples", str(samples)]
             files = [str(model.path), str(model.data), str(output)]
             return [sys.executable, "-m", "harness.peers", self.name, *files, *limited]
-        program = str(Path(sysconfig.get_path("scripts"), "onnxcomp"))
         made = ["-p", self.pipeline, "--data", str(model.data), "-o", str(output), "--report", str(report_of(output))]
-        return [program, str(model.path), *made]
+        return [onnxcomp_program(), str(model.path), *made]
 
     def row(self) -> Row:
         """Its row, with nothing measured yet."""
         return Row(name=self.name, tool=self.tool, setting=self.setting)
+
+
+def onnxcomp_program() -> str:
+    """The command of the environment that this runs in."""
+    return str(Path(sysconfig.get_path("scripts"), "onnxcomp"))
 
 
 def report_of(output: Path) -> Path:

@@ -8,8 +8,20 @@ from harness.results import Environment, Ratio, Row, Section
 from harness.targets import Target
 from harness.zoo import Figure
 
-__all__ = ["NONE", "escaped", "facts", "line", "machine", "megabytes", "ratio", "seconds", "size_ratio", "table"]
-__all__ += ["targets_table", "value"]
+__all__ = [
+    "NONE",
+    "escaped",
+    "facts",
+    "line",
+    "machine",
+    "megabytes",
+    "ratio",
+    "seconds",
+    "setting_cell",
+    "size_ratio",
+    "table",
+]
+__all__ += ["setting_cell", "table", "targets_table", "value"]
 
 NONE = "-"
 
@@ -72,6 +84,11 @@ def seconds(found: float | None) -> str:
 def megabytes(found: int | None) -> str:
     """Whole megabytes (1e6 bytes)."""
     return NONE if found is None else f"{found / 1e6:,.0f} MB"
+
+
+def setting_cell(setting: str, failure: str | None) -> str:
+    """A tool's setting, with the reason why it has no result."""
+    return setting if failure is None else f"{setting}: **failed**, {escaped(failure)}"
 
 
 def size_ratio(row: Row, original: Row) -> str:

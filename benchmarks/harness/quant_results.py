@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from harness.results import Environment, Part, Section
+from harness.results import Environment, Part, Section, Stored
 
 __all__ = ["Cost", "Costs", "QuantResults", "Saturation", "SaturationRow", "merge"]
 
@@ -73,22 +72,13 @@ class Saturation(Part):
     rows: list[SaturationRow]
 
 
-class QuantResults(Part):
-    """Everything, of several runs perhaps."""
+class QuantResults(Stored):
+    """Everything."""
 
     eight_bits: dict[str, Section] = Field(default_factory=dict)
     four_bits: dict[str, Section] = Field(default_factory=dict)
     costs: Costs | None = None
     saturation: Saturation | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> QuantResults:
-        """What was written there, or nothing yet."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else cls()
-
-    def write(self, path: Path) -> None:
-        """Write indented JSON."""
-        path.write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
 
 
 def merge(before: Section | None, after: Section) -> Section:

@@ -10,7 +10,7 @@ from harness.entries import QUANT, WEIGHTS_4
 from harness.quant_results import Costs, QuantResults, Saturation
 from harness.results import Row, Section
 from harness.saturation import WORST_CASE
-from harness.targets import Target, limit
+from harness.targets import Target, limit, times_smaller
 from harness.zoo import MODELS
 
 __all__ = ["check_quant", "rivals"]
@@ -57,7 +57,7 @@ def check_quant(results: QuantResults) -> list[Target]:
 def rivals(section: Section, least_size: float) -> list[Row]:
     """The peers' results that are at least so many times smaller than the original."""
     rows = [row for row in section.rows if row.tool != "onnxcomp" and row.failure is None]
-    return [row for row in rows if (_size(section, row) or 0.0) >= least_size]
+    return [row for row in rows if (times_smaller(section, row) or 0.0) >= least_size]
 
 
 # -- 8 bits ---------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def _eight(name: str, aim: _Aim, section: Section | None) -> Iterator[Target]:
     if aim.agreement is not None:
         yield limit(f"{name}, 8 bits: agreement", _percent(row, "agreement"), "%", aim.agreement, least=True)
     if aim.size is not None:
-        yield limit(f"{name}, 8 bits: file, times smaller", _size(section, row), "x", aim.size, least=True)
+        yield limit(f"{name}, 8 bits: file, times smaller", times_smaller(section, row), "x", aim.size, least=True)
     for length, least in aim.speeds.items():
         text = f"{name}, 8 bits: speed{f' at {length}' if length else ''}"
         yield limit(text, _speed(row, length), "x", least, least=True)
@@ -136,7 +136,7 @@ def _four(name: str, most: float, section: Section | None) -> Iterator[Target]:
     yield limit(f"{name}, 4 bits: speed", _speed(row, ""), "x", 0.95, least=True)
     if section is not None and row is not None:
         yield from _against_peers(
-            f"{name}, 4 bits", section, row, rivals(section, LIKE_SIZE * (_size(section, row) or 0))
+            f"{name}, 4 bits", section, row, rivals(section, LIKE_SIZE * (times_smaller(section, row) or 0))
         )
 
 
@@ -212,12 +212,6 @@ def _lost(section: Section | None, row: Row | None) -> float | None:
         return None
     lost = 100 * (section.original.figures[figure.name] - row.figures[figure.name])
     return lost if figure.higher_is_better else -lost
-
-
-def _size(section: Section | None, row: Row | None) -> float | None:
-    if section is None or row is None or not row.bytes or not section.original.bytes:
-        return None
-    return section.original.bytes / row.bytes
 
 
 def _speed(row: Row | None, length: str) -> float | None:

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from harness.collection import Collection
-from harness.markdown import NONE, escaped, facts, megabytes, ratio, seconds, size_ratio, table, targets_table, value
+from harness.markdown import (
+    NONE,
+    facts,
+    megabytes,
+    ratio,
+    seconds,
+    setting_cell,
+    size_ratio,
+    table,
+    targets_table,
+    value,
+)
 from harness.render_collection import collection_section
 from harness.results import Results, Row, Section
 from harness.targets import check
@@ -40,7 +51,7 @@ def _table(section: Section) -> str:
 
 
 def _cells(row: Row, section: Section, figures: list[Figure]) -> list[str]:
-    setting = row.setting if row.failure is None else f"{row.setting}: **failed**, {escaped(row.failure)}"
+    setting = setting_cell(row.setting, row.failure)
     cells = [row.tool, setting]
     for figure in figures:
         cells += [value(figure, row), NONE if row is section.original else _lost(figure, row, section.original)]

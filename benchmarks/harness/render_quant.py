@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from harness.markdown import (
     NONE,
-    escaped,
     facts,
     machine,
     megabytes,
     ratio,
     seconds,
+    setting_cell,
     size_ratio,
     table,
     targets_table,
@@ -57,7 +57,7 @@ def saturation_section(found: Saturation) -> str:
         [
             row.model,
             row.tool,
-            row.setting if row.failure is None else f"{row.setting}: **failed**, {escaped(row.failure)}",
+            setting_cell(row.setting, row.failure),
             _share(row.unfused),
             _share(row.fused),
             _share(row.equal),
@@ -96,7 +96,7 @@ def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], 
     kernels = NONE if row.integer_kernels is None else f"{row.integer_kernels} int, {row.float_layers} float"
     return [
         row.tool,
-        setting if row.failure is None else f"{setting}: **failed**, {escaped(row.failure)}",
+        setting_cell(setting, row.failure),
         *(value(figure, row) for figure in figures),
         *(distances[name] for name in extra),
         size_ratio(row, section.original),
@@ -114,7 +114,7 @@ def _costs(costs: Costs) -> str:
     rows = [
         [
             row.tool,
-            row.setting if row.failure is None else f"{row.setting}: **failed**, {escaped(row.failure)}",
+            setting_cell(row.setting, row.failure),
             f"{row.samples:,}",
             seconds(row.own_seconds),
             seconds(row.seconds),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Environment", "Part", "Ratio", "Results", "Row", "Section", "ratio_of"]
+__all__ = ["Environment", "Part", "Ratio", "Results", "Row", "Section", "Stored", "ratio_of"]
 
 
 class Part(BaseModel):
@@ -115,16 +116,20 @@ class Section(Part):
         return next((row for row in self.rows if row.name == name), None)
 
 
-class Results(Part):
-    """Sections by model, of several runs perhaps."""
-
-    sections: dict[str, Section] = Field(default_factory=dict)
+class Stored(Part):
+    """What a command measured, of several runs perhaps, in a file."""
 
     @classmethod
-    def read(cls, path: Path) -> Results:
+    def read(cls, path: Path) -> Self:
         """What was written there, or nothing yet."""
         return cls.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else cls()
 
     def write(self, path: Path) -> None:
         """Write indented JSON."""
         path.write_text(self.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
+
+
+class Results(Stored):
+    """Sections by model."""
+
+    sections: dict[str, Section] = Field(default_factory=dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness.bench import HERE, Bench, python, say
+from harness.entries import onnxcomp_program
 from harness.process import Limits, Outcome, run
 from harness.quant_results import Saturation, SaturationRow
 from harness.zoo import MODELS
@@ -44,9 +44,8 @@ class _Tool:
     def command(self, model: Path, data: Path, output: Path) -> list[str]:
         if self.peer:
             return [sys.executable, "-m", "harness.peers", self.peer, str(model), str(data), str(output)]
-        program = str(Path(sysconfig.get_path("scripts"), "onnxcomp"))
         return [
-            program,
+            onnxcomp_program(),
             str(model),
             "-p",
             "quant",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harness.entries import FULL
 from harness.results import Results, Row, Section
 
-__all__ = ["Target", "check", "limit"]
+__all__ = ["Target", "check", "limit", "times_smaller"]
 
 UNCHANGED = ("mobilenetv2", "ppocr_rec", "minilm")
 _MISSING = "not measured"
@@ -41,7 +41,7 @@ def _fashion(section: Section | None) -> list[Target]:
     megabytes = None if row is None or row.peak_bytes is None else row.peak_bytes / 1e6
     return [
         limit("fashion: points lost of 100, all 10,000 test images", _points_lost(section, row), "points", 1.0),
-        limit("fashion: file, times smaller", _size_ratio(section, row), "x", 4.0, least=True),
+        limit("fashion: file, times smaller", times_smaller(section, row), "x", 4.0, least=True),
         limit("fashion: speed against fp32 ONNX Runtime, one thread", latency, "x", 2.0, least=True),
         limit("fashion: seconds to compile", row.seconds if row else None, "s", 60.0),
         limit("fashion: peak memory", megabytes, "MB", 1000.0),
@@ -78,7 +78,8 @@ def _points_lost(section: Section | None, row: Row | None) -> float | None:
     return 100 * (section.original.figures[name] - row.figures[name])
 
 
-def _size_ratio(section: Section | None, row: Row | None) -> float | None:
+def times_smaller(section: Section | None, row: Row | None) -> float | None:
+    """The original's size over the row's; None when one is not known."""
     if section is None or row is None or not row.bytes or not section.original.bytes:
         return None
     return section.original.bytes / row.bytes
