@@ -71,3 +71,34 @@ def _moved(steps: Sequence[int], index: int, by: int) -> list[int]:
     moved = list(steps)
     moved[index] += by
     return moved
+
+
+def equal_marginal_shares(losses: Array, shares: Array, sizes: Array, total: float) -> Array:
+    """Which share of each layer's weights to remove, so that so many go in all at the least sum of losses.
+
+    Lagrange's condition for it: at one price μ of a weight, each layer takes the share that minimises its loss minus
+    μ times the weights removed; μ is found by bisection. What the grid of shares leaves over is evened out by one
+    factor near 1.
+
+    Args:
+        losses: of each layer at each share, (layers, shares).
+        shares: ascending.
+        sizes: weights of each layer.
+        total: weights to remove, as far as the largest share allows.
+
+    Returns:
+        (layers,).
+    """
+    gains = sizes[:, None] * shares
+
+    def chosen(price: float) -> Array:
+        picked: Array = np.argmin(losses - price * gains, axis=1)
+        return shares[picked]
+
+    low, high = -80.0, 80.0  # powers of 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if chosen(2.0**middle) @ sizes >= total else (middle, high)
+    result = chosen(2.0**high)
+    removed = float(result @ sizes)
+    return result * min(1.0, total / removed) if removed > 0 else result

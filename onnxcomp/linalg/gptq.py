@@ -1,8 +1,9 @@
 """Rounding the weights of linear layers so that their outputs, not the weights, change least.
 
 A layer computes y = W x of inputs with second moment H; weights Q instead of W cost E‖(Q - W) x‖² =
-tr((Q - W) H (Q - W)ᵀ). Each weight may be a step of its own times a code of a few bits. G independent problems (the
-groups of a convolution) are solved side by side: W is (G, outputs, d), H is (G, d, d), steps broadcast over W.
+tr((Q - W) H (Q - W)ᵀ). Each weight may be a step of its own times a code of a few bits. A weight that is zero stays
+zero. G independent problems (the groups of a convolution) are solved side by side: W is (G, outputs, d), H is (G, d,
+d), steps broadcast over W.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def gptq(W: Array, H: Array, levels: Levels) -> Array:
             pull = behind[:, j - start] + (L[:, j + 1 : end, j, None].swapaxes(1, 2) @ errors[:, j + 1 : end])[:, 0]
             step = steps[:, j if steps.shape[1] > 1 else 0]
             wanted = w[:, j] - pull / L[:, j, j, None]
-            codes[:, j] = np.clip(np.rint(wanted / step), levels.low, levels.high)
+            codes[:, j] = np.clip(np.rint(wanted / step), levels.low, levels.high) * (w[:, j] != 0)
             errors[:, j] = codes[:, j] * step - w[:, j]
     result = np.empty_like(codes)
     np.put_along_axis(result, order[:, :, None], codes, axis=1)
@@ -118,7 +119,7 @@ def descend(W: Array, H: Array, levels: Levels, codes: Array, sweeps: int = 8) -
             for j in range(start, end):
                 step = steps[:, j if steps.shape[1] > 1 else 0]
                 wanted = q[:, j] - local[:, j - start] / (curvature[:, j, None] * step)
-                code = np.clip(np.rint(wanted), levels.low, levels.high)
+                code = np.clip(np.rint(wanted), levels.low, levels.high) * (w[:, j] != 0)
                 if np.array_equal(code, q[:, j]):
                     continue
                 move = (code - q[:, j]) * step

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from onnxcomp.linalg.gptq import damped
+from onnxcomp.linalg.masked import masked_least_squares
 from onnxcomp.linalg.moments import Moments
 
 __all__ = [
@@ -182,13 +184,16 @@ def least_squares(prior: Array, cross: Array, H: Array, damping: float) -> Array
     return prior + change
 
 
-def fitted(prior: Array, fitting: Moments, held_out: Moments) -> tuple[Array, Array, float]:
+def fitted(
+    prior: Array, fitting: Moments, held_out: Moments, kept: Array | None = None
+) -> tuple[Array, Array, float]:
     """The W and b that best predict y = W x + b, with the damping that does best on samples it was not fitted to.
 
     Args:
         prior: (G, outputs, d).
         fitting: samples to fit on while the damping is chosen; then W is fitted to all.
         held_out: samples to choose it by; there may be none.
+        kept: weights outside this mask are held at zero, in all but the choice of the damping.
 
     Returns:
         W, b of shape (G, outputs), and the part of the variance of y that is missed (on the held-out samples, if
@@ -198,13 +203,17 @@ def fitted(prior: Array, fitting: Moments, held_out: Moments) -> tuple[Array, Ar
     choices = DAMPINGS if held_out.count else (damping_for(fitting.count, prior.shape[2]),)
     errors = [prediction_error(*_solve(prior, fitting, damping), judged) for damping in choices]
     best = int(np.argmin(errors))
-    W, b = _solve(prior, fitting + held_out, choices[best])
-    return W, b, errors[best]
+    W, b = _solve(prior, fitting + held_out, choices[best], kept)
+    if kept is None:
+        return W, b, errors[best]
+    return W, b, prediction_error(*_solve(prior, fitting, choices[best], kept), judged)
 
 
-def _solve(prior: Array, moments: Moments, damping: float) -> tuple[Array, Array]:
+def _solve(prior: Array, moments: Moments, damping: float, kept: Array | None = None) -> tuple[Array, Array]:
     H, cross = moments.covariance, moments.cross_covariance
     W = np.stack([least_squares(prior[group], cross[group], H[group], damping) for group in range(len(H))])
+    if kept is not None:
+        W = masked_least_squares(W, damped(H, damping), kept)
     return W, moments.output_mean - (W @ moments.mean[:, :, None])[:, :, 0]
 
 

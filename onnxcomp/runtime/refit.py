@@ -16,6 +16,7 @@ import numpy as np
 from onnxcomp.data import Dataset
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.linalg.masked import kept_weights
 from onnxcomp.linalg.reconstruct import fitted
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -99,7 +100,7 @@ def _fit(model: Model, kept: Kept, seen: Regression) -> float:
     if not (seen.fitting.finite and seen.held_out.finite):
         return math.nan
     prior = seen.target[:, :, kept.columns].astype(np.float64)
-    W, shift, error = fitted(prior, seen.fitting, seen.held_out)
+    W, shift, error = fitted(prior, seen.fitting, seen.held_out, kept_weights(prior))
     kept.layer.set_matrix(W)
     shift_outputs(model, kept.layer, shift)
     return error

@@ -1,0 +1,110 @@
+"""Layers made sparse, so that what they give changes least on calibration samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.data import Dataset
+from onnxcomp.graph.affine import shift_outputs
+from onnxcomp.graph.bias import takes_constants
+from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.masks import kept_mask
+from onnxcomp.linalg.gptq import damped
+from onnxcomp.linalg.patterns import Pattern
+from onnxcomp.linalg.reconstruct import damping_for, fitted
+from onnxcomp.linalg.sparsify import Score, mask_by
+from onnxcomp.model import Model
+from onnxcomp.progress import Progress, silent
+from onnxcomp.runtime.fits import observe_stage, parts_of
+from onnxcomp.runtime.regression import Regression
+from onnxcomp.runtime.stages import stages
+
+__all__ = ["Sparsified", "sparsify", "sparsify_by_size"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What became of a layer.
+
+    Attributes:
+        zeros, size: weights that are zero, and all.
+        error: part of the variance of the original's outputs that it does not give on samples that it was not fitted
+            to; NaN where that was not measured.
+    """
+
+    zeros: int
+    size: int
+    error: float = math.nan
+
+    @classmethod
+    def of(cls, layer: WeightedLayer, error: float = math.nan) -> Sparsified:
+        weights = layer.array()
+        return cls(weights.size - int(np.count_nonzero(weights)), weights.size, error)
+
+
+def sparsify(
+    model: Model,
+    patterns: Mapping[WeightedLayer, Pattern],
+    score: Score,
+    dataset: Dataset,
+    most_stages: int,
+    progress: Progress = silent,
+) -> dict[str, Sparsified]:
+    """Make layers sparse in the order of the graph, each fitted to the inputs that those before it now give.
+
+    Args:
+        model: edited in place.
+        patterns: of layers of its main graph that ``can_be_observed``.
+        score: what chooses the zeros.
+        dataset: samples to fit on.
+        most_stages: how often the samples may be run.
+        progress: shows the batches.
+
+    Returns:
+        by name. Those that values reach which are not finite are missing, and stay as they were.
+
+    Raises:
+        InputError: the model does not run on the data.
+    """
+    original = model.copy()
+    reference = {layer.name: layer for layer in weighted_layers(original)}
+    done: dict[str, Sparsified] = {}
+    for stage in stages(model, list(patterns), most_stages):
+        fed = stage[0][0]
+        for layer, regression in observe_stage(model, original, stage, fed, reference, dataset, progress):
+            if regression.fitting.finite and regression.held_out.finite:
+                done[layer.name] = _sparsify(model, layer, regression, patterns[layer], score)
+    return done
+
+
+def _sparsify(
+    model: Model, layer: WeightedLayer, regression: Regression, pattern: Pattern, score: Score
+) -> Sparsified:
+    constants = takes_constants(model.graph, layer)
+    fitting, held_out = parts_of(regression, constants)
+    prior, seen = regression.target.astype(np.float64), fitting + held_out
+    W = fitted(prior, fitting, held_out, kept_mask(layer))[0] if regression.columns is None else prior
+    H = damped(seen.covariance, damping_for(seen.count, W.shape[2]))
+    kept = mask_by(score, prior if score == "magnitude" else W, H, pattern)
+    W, shift, error = fitted(prior, fitting, held_out, kept)
+    layer.set_matrix(W)
+    if constants:
+        shift_outputs(model, layer, shift)
+    return Sparsified.of(layer, error)
+
+
+def sparsify_by_size(patterns: Mapping[WeightedLayer, Pattern]) -> dict[str, Sparsified]:
+    """Without data: make the smallest weights zero, and leave the others as they are."""
+    done: dict[str, Sparsified] = {}
+    for layer, pattern in patterns.items():
+        W = layer.matrix()
+        layer.set_matrix(W * pattern.kept(np.square(W)))
+        done[layer.name] = Sparsified.of(layer)
+    return done

@@ -1,0 +1,149 @@
+"""How sparse each layer is to become: more where the model's outputs lose little by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxcomp.data import Dataset
+from onnxcomp.evaluate import fidelity, outputs
+from onnxcomp.graph.affine import shift_outputs
+from onnxcomp.graph.bias import takes_constants
+from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.linalg.allocate import equal_marginal_shares
+from onnxcomp.linalg.gptq import output_error
+from onnxcomp.linalg.masked import masked_least_squares
+from onnxcomp.linalg.patterns import Pattern
+from onnxcomp.linalg.sparsify import Splitting
+from onnxcomp.model import Model
+from onnxcomp.progress import Progress, silent
+from onnxcomp.runtime.fits import Fit, observe_stage, parts_of
+from onnxcomp.runtime.layouts import layout_of
+from onnxcomp.runtime.regression import Regression
+
+__all__ = ["PatternOf", "plan_shares"]
+
+Array = np.ndarray[Any, Any]
+PatternOf: TypeAlias = Callable[[WeightedLayer, float], Pattern]
+
+_MEASURED = (0.3, 0.5, 0.65, 0.8, 0.9)
+_GRID = np.linspace(0.0, 0.9, 181)
+_PROBED = 0.01  # relative loss of a layer at which its reach to the outputs is measured, about
+_ITERATIONS, _GROWTH, _STEPS = 20, 1.3, 10  # a curve needs no more
+_MAX_BYTES = 256 * 2**20  # of moments that are held at once
+_LEAST_LOSS = 1e-9
+
+
+def plan_shares(
+    model: Model,
+    layers: Sequence[WeightedLayer],
+    pattern: PatternOf,
+    sparsity: float,
+    dataset: Dataset,
+    probe: Dataset,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """The share of each layer's weights that is to become zero.
+
+    For each layer the loss of its outputs is found for a few shares, on samples that the zeros were not chosen on.
+    How much of it reaches the model's outputs is measured with that layer alone made sparse.
+
+    Args:
+        model: left as it is.
+        layers: of its main graph, those that ``can_be_observed``.
+        pattern: for a layer and a share.
+        sparsity: share of all these layers' weights.
+        dataset: samples to observe.
+        probe: samples to measure the outputs on.
+        progress: shows the batches.
+
+    Raises:
+        InputError: the model does not run on the data.
+    """
+    reference = list(outputs(model, probe))
+    curves: dict[str, Array] = {}
+    reaches: dict[str, float] = {}
+    own = {layer.name: layer for layer in layers}
+    for chunk in _chunks(layers):
+        seen = observe_stage(model, model, [(0, layer) for layer in chunk], -1, own, dataset, progress)
+        for layer, regression in seen:
+            if not (regression.fitting.finite and regression.held_out.finite):
+                continue
+            curve, candidates, fit = _curve(model, layer, regression, pattern)
+            index = int(np.argmin(np.abs(np.log(curve / _PROBED))))
+            error = _error_alone(model, layer, fit, candidates[index], probe, reference)
+            curves[layer.name], reaches[layer.name] = curve, error / curve[index]
+    return _divided({name: layer for name, layer in own.items() if name in curves}, curves, reaches, sparsity)
+
+
+def _chunks(layers: Sequence[WeightedLayer]) -> Iterator[list[WeightedLayer]]:
+    """Consecutive layers whose moments fit in memory together."""
+    chunk: list[WeightedLayer] = []
+    size = 0
+    for layer in layers:
+        layout = layout_of(layer)
+        needed = 16 * layout.groups * layout.size**2 + 16 * layer.array().size
+        if chunk and size + needed > _MAX_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(layer)
+        size += needed
+    if chunk:
+        yield chunk
+
+
+def _curve(
+    model: Model, layer: WeightedLayer, regression: Regression, pattern: PatternOf
+) -> tuple[Array, list[Array], Fit]:
+    """Relative losses at the measured shares, the weights there, and what they were fitted to."""
+    fitting, held_out = parts_of(regression, takes_constants(model.graph, layer))
+    fit = Fit.to(regression.target.astype(np.float64), fitting)
+    judged = held_out if held_out.count else fitting
+    splitting = Splitting(fit.W, fit.H)
+    losses, candidates = [], []
+    for share in _MEASURED:
+        kept = splitting.mask(pattern(layer, share), _ITERATIONS, _GROWTH)
+        W = masked_least_squares(fit.W, fit.H, kept, steps=_STEPS)
+        noise = float(output_error(fit.W, judged.covariance, W).sum())
+        losses.append(noise / (float(judged.output_variance.sum()) or 1.0))
+        candidates.append(W)
+    return np.maximum.accumulate(np.maximum(losses, _LEAST_LOSS)), candidates, fit
+
+
+def _error_alone(
+    model: Model, layer: WeightedLayer, fit: Fit, W: Array, probe: Dataset, reference: Sequence[dict[str, Any]]
+) -> float:
+    """Relative error of the model's outputs when this layer alone has weights W."""
+    state = model.checkpoint()
+    try:
+        layer.set_matrix(W)
+        if takes_constants(model.graph, layer):
+            shift_outputs(model, layer, fit.shift(W).reshape(W.shape[:2]))
+        sqnr = fidelity(reference, outputs(model, probe)).sqnr_db
+    finally:
+        state.restore()
+    return float(10.0 ** (-sqnr / 10.0)) if math.isfinite(sqnr) else 0.0
+
+
+def _divided(
+    layers: Mapping[str, WeightedLayer], curves: Mapping[str, Array], reaches: Mapping[str, float], sparsity: float
+) -> dict[str, float]:
+    if not layers:
+        return {}
+    sizes = np.array([layer.array().size for layer in layers.values()], dtype=np.float64)
+    least = min((reach for reach in reaches.values() if reach > 0), default=1.0)  # for what is too small to be seen
+    losses = np.stack([max(reaches[name], least) * _interpolated(curves[name]) for name in layers])
+    shares = equal_marginal_shares(losses, _GRID, sizes, sparsity * float(sizes.sum()))
+    return dict(zip(layers, shares.tolist(), strict=True))
+
+
+def _interpolated(curve: Array) -> Array:
+    """On the grid; the logarithm of the loss is nearly linear in the share."""
+    slope = (math.log(curve[1]) - math.log(curve[0])) / (_MEASURED[1] - _MEASURED[0])
+    first = math.log(curve[0]) - slope * _MEASURED[0]
+    losses = np.exp(np.interp(_GRID, (0.0, *_MEASURED), (first, *np.log(curve))))
+    losses[_GRID == 0.0] = 0.0
+    return losses
