@@ -14,7 +14,7 @@ from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.allocate import equal_marginal_shares
-from onnxcomp.linalg.gptq import output_error
+from onnxcomp.linalg.gptq import damped, output_error
 from onnxcomp.linalg.masked import masked_least_squares
 from onnxcomp.linalg.patterns import Pattern
 from onnxcomp.linalg.sparsify import Splitting
@@ -31,6 +31,8 @@ PatternOf: TypeAlias = Callable[[WeightedLayer, float], Pattern]
 
 _MEASURED = (0.3, 0.5, 0.65, 0.8, 0.9)
 _GRID = np.linspace(0.0, 0.9, 181)
+# Variance that inputs are expected to have in directions that the samples do not show, in units of their mean variance.
+_UNSEEN = float(__import__("os").environ.get("UNSEEN", "0.3"))
 _PROBED = 0.01  # relative loss of a layer at which its reach to the outputs is measured, about
 _ITERATIONS, _GROWTH, _STEPS = 20, 1.3, 10  # a curve needs no more
 _MAX_BYTES = 256 * 2**20  # of moments that are held at once
@@ -75,7 +77,7 @@ def plan_shares(
             curve, candidates, fit = _curve(model, layer, regression, pattern)
             index = int(np.argmin(np.abs(np.log(curve / _PROBED))))
             error = _error_alone(model, layer, fit, candidates[index], probe, reference)
-            curves[layer.name], reaches[layer.name] = curve, error / curve[index]
+            curves[layer.name], reaches[layer.name] = curve, error / fit.loss(candidates[index])
     return _divided({name: layer for name, layer in own.items() if name in curves}, curves, reaches, sparsity)
 
 
@@ -100,15 +102,15 @@ def _curve(
 ) -> tuple[Array, list[Array], Fit]:
     """Relative losses at the measured shares, the weights there, and what they were fitted to."""
     fitting, held_out = parts_of(regression, takes_constants(model.graph, layer))
-    fit = Fit.to(regression.target.astype(np.float64), fitting)
-    judged = held_out if held_out.count else fitting
+    fit = Fit.to(regression.target.astype(np.float64), fitting + held_out)
+    expected = damped(fit.seen.covariance, _UNSEEN)
     splitting = Splitting(fit.W, fit.H)
     losses, candidates = [], []
     for share in _MEASURED:
         kept = splitting.mask(pattern(layer, share), _ITERATIONS, _GROWTH)
         W = masked_least_squares(fit.W, fit.H, kept, steps=_STEPS)
-        noise = float(output_error(fit.W, judged.covariance, W).sum())
-        losses.append(noise / (float(judged.output_variance.sum()) or 1.0))
+        noise = float(output_error(fit.W, expected, W).sum())
+        losses.append(noise / (float(fit.seen.output_variance.sum()) or 1.0))
         candidates.append(W)
     return np.maximum.accumulate(np.maximum(losses, _LEAST_LOSS)), candidates, fit
 
