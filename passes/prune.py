@@ -13,17 +13,28 @@ from onnxcomp.context import Context
 from onnxcomp.graph.budget import GroupCost
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.sparsity import SparseForm
 from onnxcomp.linalg.allocate import allocate
+from onnxcomp.linalg.sparsify import Score
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.channels import Candidates, Shrinking
 from onnxcomp.runtime.feeds import synthetic
+from onnxcomp.runtime.fits import can_be_observed
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.sparsify import Sparsified, make_sparse, sparsify_by_size
 from onnxcomp.runtime.target import Target
 
 __all__ = ["Prune"]
 
 DEFAULT_FLOPS = 0.25
+DEFAULT_SPARSITY = 0.5
+_UNOBSERVED = "what it reads cannot be observed on the calibration data, or is not finite, or is too wide"
+_NO_GAIN = (
+    "prune made weights zero in place: the model has the same size and speed in ONNX Runtime; the zeros pay where "
+    "the file is packed, or in a runtime with kernels for such sparsity"
+)
+_NO_DATA = "; and without calibration data nothing makes up for them: give samples with --data"
 
 
 class Prune(Pass):
@@ -50,14 +61,21 @@ class Prune(Pass):
     stage: ClassVar[Stage] = Stage.PRUNE
     requires: ClassVar[tuple[str, ...]] = ("fold",)
 
-    granularity: Literal["channel"] = Field("channel", description="what is removed")
+    granularity: str = Field(
+        "channel", description="what goes: channel, or weights: element, 2:4 (any N:M), block(8,8) (outputs, channels)"
+    )
     flops: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="share of the multiply-accumulates to remove; 0.25 when sparsity is not set",
     )
-    sparsity: float | None = Field(None, gt=0, lt=1, description="share of the parameters to remove")
+    sparsity: float | None = Field(
+        None, gt=0, lt=1, description="share of the parameters to remove; of elements or in blocks by default 0.5"
+    )
+    score: Score | None = Field(
+        None, description="what chooses single weights, N:M and blocks: obs by default, without data magnitude"
+    )
     align: int | None = Field(
         None, ge=1, description="channels are left in multiples of this; by default what the target prefers"
     )
@@ -68,12 +86,32 @@ class Prune(Pass):
             raise ValueError("flops and sparsity exclude each other; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _fits_granularity(self) -> Prune:
+        if self.granularity == "channel":
+            if self.score is not None:
+                raise ValueError("score goes with the granularities element, N:M and block, not with channel")
+            return self
+        form = SparseForm.parse(self.granularity)
+        for option in ("flops", "align"):
+            if getattr(self, option) is not None:
+                raise ValueError(f"{option} goes with granularity='channel': zeros among weights save no work")
+        if form.share is not None and self.sparsity is not None:
+            raise ValueError(
+                f"sparsity and granularity={self.granularity!r} exclude each other: that is {form.share:.0%}"
+            )
+        return self
+
     def run(self, model: Model, ctx: Context) -> None:
         """See the class.
 
         Raises:
             InputError: the model does not run on the calibration data.
+            PassError: the score needs calibration data, and there is none.
         """
+        if self.granularity != "channel":
+            self._make_sparse(model, SparseForm.parse(self.granularity), ctx)
+            return
         feeds = ctx.data.sample() if ctx.data is not None else synthetic(model, ctx.seed)
         shapes = observed(model, feeds)
         before = [(layer, layer.shape) for layer in weighted_layers(model)]
@@ -96,12 +134,34 @@ class Prune(Pass):
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:
         """See the base class."""
+        if self.granularity != "channel":
+            return _sparse_prospect(model, SparseForm.parse(self.granularity))
         found = Candidates.of(model, shapes, self.align or target.channel_multiple)
         if not found.every:
             return "nothing: no layer has channels that can be followed through the graph"
         most, channels = sum(found.most), sum(group.size for group in found.every)
         where = f"{len(found.groups)} of {len(found.every)} groups that belong together"
         return f"at most {most} of {channels} channels could go, in {where}{because(found.reasons.values())}"
+
+    def _make_sparse(self, model: Model, form: SparseForm, ctx: Context) -> None:
+        """Zeros in place: layers keep their shapes."""
+        score = self.score or ("magnitude" if ctx.data is None else "obs")
+        data = ctx.require_data() if score != "magnitude" else ctx.data
+        share = self.sparsity or DEFAULT_SPARSITY
+        every = weighted_layers(model)
+        reasons = {layer.name: form.obstacle(layer) for layer in every}
+        layers = [layer for layer in every if reasons[layer.name] is None and (data is None or can_be_observed(layer))]
+        if data is None:
+            done = sparsify_by_size({layer: form.pattern(layer, share) for layer in layers})
+        else:
+            done = make_sparse(model, layers, form, share, score, data, ctx.progress)
+        for layer in every:
+            if layer.name in done:
+                ctx.act(layer, "sparsified", _sparsified(done[layer.name]))
+            else:
+                ctx.skip(layer, reasons[layer.name] or _UNOBSERVED)
+        if done:
+            ctx.warn(_NO_GAIN + ("" if data else _NO_DATA))
 
     @property
     def _unit(self) -> Literal["flops", "parameters"]:
@@ -117,6 +177,17 @@ class Prune(Pass):
             f"prune removed {removed:.1%} of the {unit}, not the {self._share:.1%} asked for: "
             "no more channels may go (the report says why for each layer)"
         )
+
+
+def _sparse_prospect(model: Model, form: SparseForm) -> str:
+    reasons = [form.obstacle(layer) for layer in weighted_layers(model)]
+    open_to_it = sum(reason is None for reason in reasons)
+    return f"zeros in {open_to_it} of {len(reasons)} layers{because(reason for reason in reasons if reason)}"
+
+
+def _sparsified(result: Sparsified) -> str:
+    fitted = "" if math.isnan(result.error) else f"; relative output error {result.error:.2g}"
+    return f"{result.zeros / result.size:.1%} of {result.size:,} weights are zero{fitted}"
 
 
 def _log(

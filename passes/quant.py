@@ -27,8 +27,8 @@ from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.calibration import Calibration, calibrate, spread
 from onnxcomp.runtime.effort import Effort, effort_of_runs
-from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
 from onnxcomp.runtime.fits import can_be_observed
+from onnxcomp.runtime.integer_search import IntegerSearch, RangeChoice, integer_kernels
 from onnxcomp.runtime.smooth import smooth
 from onnxcomp.runtime.target import Target
 from onnxcomp.runtime.weight_plan import Bits, RoundingChoice, WeightPlan

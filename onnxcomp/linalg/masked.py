@@ -24,9 +24,7 @@ def kept_weights(W: Array) -> Array | None:
     return kept if zeros and zeros >= MASKED_SHARE * kept.size else None
 
 
-def masked_least_squares(
-    W: Array, H: Array, kept: Array, start: Array | None = None, steps: int = _STEPS
-) -> Array:
+def masked_least_squares(W: Array, H: Array, kept: Array, start: Array | None = None, steps: int = _STEPS) -> Array:
     """The X with zeros outside ``kept`` that makes the loss tr((X - W) H (X - W)ᵀ) least.
 
     The rows are independent problems with a matrix H_SS each; all are solved side by side by conjugate gradients,

@@ -73,7 +73,7 @@ class NofM:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Whole blocks of outputs × input channels, with all their kernel positions; those at the edges may be smaller.
+    """Whole blocks of outputs and input channels, with all their kernel positions; those at the edges may be smaller.
 
     Attributes:
         share: of the weights that becomes zero, about.

@@ -184,9 +184,7 @@ def least_squares(prior: Array, cross: Array, H: Array, damping: float) -> Array
     return prior + change
 
 
-def fitted(
-    prior: Array, fitting: Moments, held_out: Moments, kept: Array | None = None
-) -> tuple[Array, Array, float]:
+def fitted(prior: Array, fitting: Moments, held_out: Moments, kept: Array | None = None) -> tuple[Array, Array, float]:
     """The W and b that best predict y = W x + b, with the damping that does best on samples it was not fitted to.
 
     Args:

@@ -33,7 +33,7 @@ class Splitting:
 
         minimize tr((X - W) H (X - W)ᵀ)   subject to   X = D, D has the pattern,
 
-    with inputs scaled so that diag(H) = 1, and a pull ρ that grows until the mask of D no longer changes. Weights
+    with inputs scaled so that diag(H) = 1, and a pull that grows until the mask of D no longer changes. Weights
     that stand in for each other are decided on together, which scores of single weights (Wanda, Optimal Brain
     Surgeon) do not do.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,27 @@ from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.masks import kept_mask
+from onnxcomp.graph.sparsity import SparseForm
 from onnxcomp.linalg.gptq import damped
 from onnxcomp.linalg.patterns import Pattern
 from onnxcomp.linalg.reconstruct import damping_for, fitted
 from onnxcomp.linalg.sparsify import Score, mask_by
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
+from onnxcomp.runtime.channels import affordable
 from onnxcomp.runtime.fits import observe_stage, parts_of
 from onnxcomp.runtime.regression import Regression
+from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.sparsity_plan import plan_shares
 from onnxcomp.runtime.stages import stages
 
-__all__ = ["Sparsified", "sparsify", "sparsify_by_size"]
+__all__ = ["Sparsified", "make_sparse", "sparsify", "sparsify_by_size"]
 
 Array = np.ndarray[Any, Any]
+
+_STAGES = 12
+_MACS = 4e10  # that the samples may take to run once
+_PROBE_MACS = 1e10
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,42 @@ class Sparsified:
     def of(cls, layer: WeightedLayer, error: float = math.nan) -> Sparsified:
         weights = layer.array()
         return cls(weights.size - int(np.count_nonzero(weights)), weights.size, error)
+
+
+def make_sparse(
+    model: Model,
+    layers: Sequence[WeightedLayer],
+    form: SparseForm,
+    sparsity: float,
+    score: Score,
+    dataset: Dataset,
+    progress: Progress = silent,
+) -> dict[str, Sparsified]:
+    """Make these layers sparse, each as much as serves the model's outputs best where the form leaves that open.
+
+    Args:
+        model: edited in place.
+        layers: of its main graph that ``can_be_observed``.
+        form: of the zeros.
+        sparsity: share of the weights of all layers that becomes zero, where the form leaves it open.
+        score: ``obs``, which alone lets layers differ, or another.
+        dataset: samples to fit on.
+        progress: shows the batches.
+
+    Returns:
+        by name. Those that values reach which are not finite are missing, and stay as they were.
+
+    Raises:
+        InputError: the model does not run on the data.
+    """
+    shapes = observed(model, dataset.sample())
+    samples = affordable(model, shapes, dataset, _MACS)
+    shares = dict.fromkeys((layer.name for layer in layers), sparsity)
+    if score == "obs" and form.share is None:
+        probe = affordable(model, shapes, dataset, _PROBE_MACS, 64)
+        shares = plan_shares(model, layers, form.pattern, sparsity, samples, probe, progress)
+    patterns = {layer: form.pattern(layer, shares[layer.name]) for layer in layers if layer.name in shares}
+    return sparsify(model, patterns, score, samples, _STAGES, progress)
 
 
 def sparsify(
@@ -84,9 +128,7 @@ def sparsify(
     return done
 
 
-def _sparsify(
-    model: Model, layer: WeightedLayer, regression: Regression, pattern: Pattern, score: Score
-) -> Sparsified:
+def _sparsify(model: Model, layer: WeightedLayer, regression: Regression, pattern: Pattern, score: Score) -> Sparsified:
     constants = takes_constants(model.graph, layer)
     fitting, held_out = parts_of(regression, constants)
     prior, seen = regression.target.astype(np.float64), fitting + held_out

@@ -19,8 +19,8 @@ from onnxcomp.linalg.rounding import Precision
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.calibration import spread
-from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.fits import can_be_observed
+from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.rounding import round_calibrated
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.stages import stages
