@@ -98,7 +98,7 @@ class Prune(Pass):
                 raise ValueError(f"{option} goes with granularity='channel': zeros among weights save no work")
         if form.share is not None and self.sparsity is not None:
             raise ValueError(
-                f"sparsity and granularity={self.granularity!r} exclude each other: that is {form.share:.0%}"
+                f"sparsity and granularity={self.granularity!r} exclude each other: it is {form.share:.0%}"
             )
         return self
 

@@ -30,11 +30,15 @@ Array = np.ndarray[Any, Any]
 PatternOf: TypeAlias = Callable[[WeightedLayer, float], Pattern]
 
 _MEASURED = (0.3, 0.5, 0.65, 0.8, 0.9)
-_GRID = np.linspace(0.0, 0.9, 181)
+# No layer gets less than this part of the average share of zeros, or keeps less than that part of the average rest:
+# figures are of the samples given, and a layer that they show to be needless may matter for others.
+_LEAST_ZEROS, _LEAST_KEPT = 0.4, 0.6
+_LEAST_REACH = 0.5  # over the median; where errors seem to average out, those of unlike samples may not
 # Variance that inputs are expected to have in directions that the samples do not show, in units of their mean variance.
-_UNSEEN = float(__import__("os").environ.get("UNSEEN", "0.3"))
+_UNSEEN = 1.0
 _PROBED = 0.01  # relative loss of a layer at which its reach to the outputs is measured, about
 _ITERATIONS, _GROWTH, _STEPS = 20, 1.3, 10  # a curve needs no more
+_POINTS = 401
 _MAX_BYTES = 256 * 2**20  # of moments that are held at once
 _LEAST_LOSS = 1e-9
 
@@ -75,9 +79,10 @@ def plan_shares(
             if not (regression.fitting.finite and regression.held_out.finite):
                 continue
             curve, candidates, fit = _curve(model, layer, regression, pattern)
-            index = int(np.argmin(np.abs(np.log(curve / _PROBED))))
+            losses = [fit.loss(W) for W in candidates]
+            index = int(np.argmin(np.abs(np.log(np.maximum(losses, _LEAST_LOSS) / _PROBED))))
             error = _error_alone(model, layer, fit, candidates[index], probe, reference)
-            curves[layer.name], reaches[layer.name] = curve, error / fit.loss(candidates[index])
+            curves[layer.name], reaches[layer.name] = curve, error / max(losses[index], _LEAST_LOSS)
     return _divided({name: layer for name, layer in own.items() if name in curves}, curves, reaches, sparsity)
 
 
@@ -136,16 +141,17 @@ def _divided(
     if not layers:
         return {}
     sizes = np.array([layer.array().size for layer in layers.values()], dtype=np.float64)
-    least = min((reach for reach in reaches.values() if reach > 0), default=1.0)  # for what is too small to be seen
-    losses = np.stack([max(reaches[name], least) * _interpolated(curves[name]) for name in layers])
-    shares = equal_marginal_shares(losses, _GRID, sizes, sparsity * float(sizes.sum()))
+    usual = float(np.median([reach for reach in reaches.values() if reach > 0] or [1.0]))
+    grid = np.linspace(_LEAST_ZEROS * sparsity, 1.0 - _LEAST_KEPT * (1.0 - sparsity), _POINTS)
+    losses = np.stack([max(reaches[name], _LEAST_REACH * usual) * _at(grid, curves[name]) for name in layers])
+    shares = equal_marginal_shares(losses, grid, sizes, sparsity * float(sizes.sum()))
     return dict(zip(layers, shares.tolist(), strict=True))
 
 
-def _interpolated(curve: Array) -> Array:
-    """On the grid; the logarithm of the loss is nearly linear in the share."""
-    slope = (math.log(curve[1]) - math.log(curve[0])) / (_MEASURED[1] - _MEASURED[0])
-    first = math.log(curve[0]) - slope * _MEASURED[0]
-    losses = np.exp(np.interp(_GRID, (0.0, *_MEASURED), (first, *np.log(curve))))
-    losses[_GRID == 0.0] = 0.0
+def _at(shares: Array, curve: Array) -> Array:
+    """The loss at these shares; its logarithm is nearly linear in the share."""
+    logs = np.log(curve)
+    below = logs[0] - _MEASURED[0] * (logs[1] - logs[0]) / (_MEASURED[1] - _MEASURED[0])
+    above = logs[-1] + (1.0 - _MEASURED[-1]) * (logs[-1] - logs[-2]) / (_MEASURED[-1] - _MEASURED[-2])
+    losses: Array = np.exp(np.interp(shares, (0.0, *_MEASURED, 1.0), (below, *logs, above)))
     return losses
