@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnxcomp.context import Context, Decision
@@ -65,7 +65,10 @@ def restored(model: Model, feeds: dict[str, Array]) -> dict[str, Array]:
     """What the nodes of the layers read as their weights, when the model runs."""
     names = {layer.name: layer.node.inputs[layer.weight_index] for layer in weighted_layers(model)}
     computed = sorted({tensor.name for tensor in names.values() if value_of(tensor) is None})
-    values = session.run(session.create(session.with_outputs(model.skeleton(), computed), optimize=False), feeds, computed)
+    values: dict[str, Any] = {}
+    if computed:
+        whole = session.create(session.with_outputs(model.skeleton(), computed), optimize=False)
+        values = session.run(whole, feeds, computed)
     given = {name: value_of(tensor) for name, tensor in names.items()}
     return {name: values[tensor.name] if given[name] is None else given[name] for name, tensor in names.items()}
 
@@ -112,7 +115,10 @@ def test_later_passes_keep_the_zeros_where_they_are(drawn: Net, granularity: str
         apply(model, step, data)
     before = zeros(model)
     for step in (Equalize(), Quant(rounding="gptq")):
-        apply(model, step, data)
+        try:
+            apply(model, step, data)
+        except PassError:  # quant does not enlarge tiny models
+            assume(False)
         after = restored(model, data)
         assert all(not after[name][zero].any() for name, zero in before.items() if zero.mean() >= 1 / 8)
 

@@ -21,7 +21,7 @@ from onnxcomp.linalg.reconstruct import damping_for, fitted
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.layouts import layout_of
-from onnxcomp.runtime.regression import Regression, observe_pairs
+from onnxcomp.runtime.regression import OutputLayout, Regression, observe_pairs
 
 __all__ = ["MOST_INPUTS", "Fit", "can_be_observed", "observe_stage", "parts_of"]
 
@@ -49,6 +49,7 @@ def observe_stage(
     reference: Mapping[str, WeightedLayer],
     dataset: Dataset,
     progress: Progress = silent,
+    branches: Mapping[str, str] | None = None,
 ) -> list[tuple[WeightedLayer, Regression]]:
     """What the layers of a stage are fed and should give.
 
@@ -60,6 +61,7 @@ def observe_stage(
         reference: layers of ``model`` by name.
         dataset: samples to run.
         progress: shows the batches.
+        branches: by layer, the tensor that is added to its output, for whose errors it is to make up.
     """
     seen: list[tuple[WeightedLayer, Regression]] = []
     wanted: dict[str, list[Regression]] = {}
@@ -67,6 +69,10 @@ def observe_stage(
         layout = layout_of(layer)
         columns = np.arange(layout.size) if depth > fed else None
         regression = Regression(layout, layout, reference[layer.name].matrix(), columns)
+        if columns is None and branches and layer.name in branches:
+            regression.branch = branches[layer.name]
+            axis = 1 if layer.kind in ("Conv", "ConvTranspose") else -1
+            regression.outputs = OutputLayout(*regression.target.shape[:2], axis)
         seen.append((layer, regression))
         wanted.setdefault(layer.node.inputs[0].name, []).append(regression)
     observe_pairs(work, model, dataset, wanted, progress)

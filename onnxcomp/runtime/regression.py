@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnxcomp.runtime.gram import CHUNK_VALUES, enough_columns, rows_at, spread
 from onnxcomp.runtime.layouts import Layout
 from onnxcomp.runtime.session import create, run, with_outputs
 
-__all__ = ["InputMoments", "Regression", "observe_pairs"]
+__all__ = ["InputMoments", "OutputLayout", "Regression", "observe_pairs"]
 
 Array = np.ndarray[Any, Any]
 
@@ -50,14 +51,37 @@ class InputMoments:
         self._updates += 1
 
 
+@dataclass(frozen=True)
+class OutputLayout:
+    """A layer's outputs, at the positions that a ``Layout`` has for its inputs.
+
+    Attributes:
+        size: outputs of a group.
+        axis: of the channels in the tensor, 1 or -1.
+    """
+
+    groups: int
+    size: int
+    axis: int
+
+    def view(self, array: Array) -> tuple[Array, int]:
+        """The outputs on the last axis."""
+        return np.moveaxis(array, self.axis, -1), array.ndim - 1
+
+
 class Regression:
     """How the outputs y = W₀x₀ of the original layer depend on the inputs x of the compressed one.
+
+    Where another branch s is added to the outputs, y = W₀x₀ + s₀ - s: the layer is to make up for what that branch
+    has lost (as He, Zhang and Sun 2017 do for residual networks).
 
     Attributes:
         layout: how the compressed layer reads its input x; groups G, inputs d.
         original: how the original layer reads its input x₀.
         target: the original's weight W₀, (G, outputs, d₀).
         columns: for x take these entries of x₀, as if all before were perfect; None for the compressed model's.
+        branch: name of the tensor s, or nothing.
+        outputs: how the layer gives its outputs, and s is laid out.
         fitting, held_out: moments of x and y, over the first and the last samples.
     """
 
@@ -66,6 +90,8 @@ class Regression:
         self.original = original
         self.target = target.astype(np.float32)
         self.columns = columns
+        self.branch = ""
+        self.outputs = OutputLayout(*target.shape[:2], axis=-1)
         outputs = target.shape[1]
         self.fitting = Moments.none(layout.groups, layout.size, outputs)
         self.held_out = Moments.none(layout.groups, layout.size, outputs)
@@ -78,16 +104,18 @@ class Regression:
         self._share = -(-enough_columns(self.layout) // max(1, updates))
         self._kept = updates - int(HELD_OUT * updates)
 
-    def update(self, array: Array | None, original: Array) -> None:
-        """Take in the inputs of the compressed (unless there are ``columns``) and the original layer."""
-        inputs = [(self.original, original)]
+    def update(self, array: Array | None, original: Array, lost: Array | None = None) -> None:
+        """Take in the inputs of the compressed (unless there are ``columns``) and the original layer, and s₀ - s."""
+        inputs: list[tuple[Layout, Array]] = [(self.original, original)]
         if self.columns is None and array is not None:
             inputs.append((self.layout, array))
+        if lost is not None:
+            inputs.append((self.outputs, lost))
         moments = self.fitting if self._updates < self._kept else self.held_out
         for chunk in _same_rows(inputs, self._share, self._updates):
-            rows_0 = chunk[0]
-            rows = chunk[-1] if self.columns is None else np.ascontiguousarray(rows_0[:, :, self.columns])
-            moments.add(rows, rows_0 @ self.target.swapaxes(1, 2))
+            rows_0, y = chunk[0], chunk[0] @ self.target.swapaxes(1, 2)
+            rows = chunk[1] if self.columns is None else np.ascontiguousarray(rows_0[:, :, self.columns])
+            moments.add(rows, y if lost is None else y + chunk[-1])
         self._updates += 1
 
 
@@ -105,8 +133,10 @@ def observe_pairs(
     Raises:
         InputError: a model does not run on the data.
     """
-    names = list(wanted)
-    own = [name for name in names if any(regression.columns is None for regression in wanted[name])]
+    branches = sorted({item.branch for each in wanted.values() for item in each if item.branch})
+    names = [*wanted, *(name for name in branches if name not in wanted)]
+    own = [name for name in wanted if any(regression.columns is None for regression in wanted[name])]
+    own += [name for name in branches if name not in own]
     session = create(with_outputs(compressed.skeleton(), own)) if own else None
     session_0 = create(with_outputs(original.skeleton(), names))
     for regressions in wanted.values():
@@ -115,9 +145,10 @@ def observe_pairs(
     for feeds in progress(dataset.feeds(), "reconstructing", dataset.batches):
         values = {} if session is None else run(session, feeds, own)
         values_0 = run(session_0, feeds, names)
-        for name in names:
-            for regression in wanted[name]:
-                regression.update(values.get(name), values_0[name])
+        lost = {name: values_0[name] - values[name] for name in branches}
+        for name, each in wanted.items():
+            for regression in each:
+                regression.update(values.get(name), values_0[name], lost.get(regression.branch))
 
 
 def _same_rows(inputs: Sequence[tuple[Layout, Array]], share: int, turn: int) -> Iterator[list[Array]]:

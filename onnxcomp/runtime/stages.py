@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
 
-__all__ = ["stages"]
+__all__ = ["depths", "stages"]
 
 
 def stages(model: Model, layers: Sequence[WeightedLayer], most: int) -> list[list[tuple[int, WeightedLayer]]]:
@@ -23,21 +23,27 @@ def stages(model: Model, layers: Sequence[WeightedLayer], most: int) -> list[lis
         layers: those to fit.
         most: stages; the data are run once for each.
     """
+    found, _ = depths(model, layers)
+    count = max((depth for depth, _ in found), default=-1) + 1
+    result: list[list[tuple[int, WeightedLayer]]] = [[] for _ in range(min(most, count))]
+    for depth, layer in sorted(found, key=lambda entry: entry[0]):
+        result[depth * len(result) // count].append((depth, layer))
+    return result
+
+
+def depths(model: Model, layers: Sequence[WeightedLayer]) -> tuple[list[tuple[int, WeightedLayer]], dict[int, int]]:
+    """How many of these layers each of them depends on in a row; and each tensor, by ``id``."""
     of_node = {id(layer.node): layer for layer in layers}
     depth_of: dict[int, int] = {}
-    depths: list[tuple[int, WeightedLayer]] = []
+    found: list[tuple[int, WeightedLayer]] = []
     for node in model.graph.nodes:
         depth = max((depth_of.get(id(tensor), 0) for tensor in _reads(node)), default=0)
         if (layer := of_node.get(id(node))) is not None:
-            depths.append((depth, layer))
+            found.append((depth, layer))
             depth += 1
         for tensor in node.outputs:
             depth_of[id(tensor)] = depth
-    count = max((depth for depth, _ in depths), default=-1) + 1
-    result: list[list[tuple[int, WeightedLayer]]] = [[] for _ in range(min(most, count))]
-    for depth, layer in sorted(depths, key=lambda entry: entry[0]):
-        result[depth * len(result) // count].append((depth, layer))
-    return result
+    return found, depth_of
 
 
 def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
