@@ -53,6 +53,12 @@ class Prune(Pass):
 
     Without data the smallest weights go, and nothing makes up for them.
 
+    With ``granularity`` ``element``, ``2:4`` (any N:M) or ``block(8,8)``, weights become zero in place instead.
+    Layers keep their shapes: **neither file nor time shrink in ONNX Runtime**, only what packs the file, or a runtime
+    with kernels for such sparsity, gains. Which weights go, and what the others become, is what changes the layer's
+    outputs least (see ``linalg.sparsify``); with ``element`` and blocks, layers that bear it lose more. Depthwise
+    layers and tables stay dense. Later passes keep the zeros.
+
     Layers inside the bodies of If, Loop and Scan and in model-local functions stay as they are, and so do the
     channels that they read from outside. ``fold(inline_functions=True)`` makes the functions' layers plain ones.
     """

@@ -24,12 +24,14 @@ from onnxcomp.linalg.moments import Moments
 
 __all__ = [
     "Reader",
+    "chosen_damping",
     "damping_for",
     "fitted",
     "least_squares",
     "norm_order",
     "prediction_error",
     "removal_order",
+    "solved",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -184,7 +186,9 @@ def least_squares(prior: Array, cross: Array, H: Array, damping: float) -> Array
     return prior + change
 
 
-def fitted(prior: Array, fitting: Moments, held_out: Moments, kept: Array | None = None) -> tuple[Array, Array, float]:
+def fitted(
+    prior: Array, fitting: Moments, held_out: Moments, kept: Array | None = None
+) -> tuple[Array, Array, float]:
     """The W and b that best predict y = W x + b, with the damping that does best on samples it was not fitted to.
 
     Args:
@@ -197,17 +201,27 @@ def fitted(prior: Array, fitting: Moments, held_out: Moments, kept: Array | None
         W, b of shape (G, outputs), and the part of the variance of y that is missed (on the held-out samples, if
         any).
     """
+    damping, error = chosen_damping(prior, fitting, held_out)
+    W, b = solved(prior, fitting + held_out, damping, kept)
+    if kept is not None:
+        error = prediction_error(*solved(prior, fitting, damping, kept), held_out if held_out.count else fitting)
+    return W, b, error
+
+
+def chosen_damping(prior: Array, fitting: Moments, held_out: Moments) -> tuple[float, float]:
+    """The damping that does best on the held-out samples, in units of the mean of diag(H), and the error there.
+
+    Where no samples are held out it goes by the number of samples.
+    """
     judged = held_out if held_out.count else fitting
     choices = DAMPINGS if held_out.count else (damping_for(fitting.count, prior.shape[2]),)
-    errors = [prediction_error(*_solve(prior, fitting, damping), judged) for damping in choices]
+    errors = [prediction_error(*solved(prior, fitting, damping), judged) for damping in choices]
     best = int(np.argmin(errors))
-    W, b = _solve(prior, fitting + held_out, choices[best], kept)
-    if kept is None:
-        return W, b, errors[best]
-    return W, b, prediction_error(*_solve(prior, fitting, choices[best], kept), judged)
+    return choices[best], errors[best]
 
 
-def _solve(prior: Array, moments: Moments, damping: float, kept: Array | None = None) -> tuple[Array, Array]:
+def solved(prior: Array, moments: Moments, damping: float, kept: Array | None = None) -> tuple[Array, Array]:
+    """W and b fitted to all of these samples, with zeros outside the mask ``kept``."""
     H, cross = moments.covariance, moments.cross_covariance
     W = np.stack([least_squares(prior[group], cross[group], H[group], damping) for group in range(len(H))])
     if kept is not None:

@@ -18,7 +18,7 @@ from onnxcomp.graph.residual import other_branch
 from onnxcomp.graph.sparsity import SparseForm
 from onnxcomp.linalg.gptq import damped
 from onnxcomp.linalg.patterns import Pattern
-from onnxcomp.linalg.reconstruct import damping_for, fitted
+from onnxcomp.linalg.reconstruct import chosen_damping, damping_for, prediction_error, solved
 from onnxcomp.linalg.sparsify import Score, mask_by
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -145,10 +145,12 @@ def _sparsify(model: Model, layer: WeightedLayer, regression: Regression, patter
     constants = takes_constants(model.graph, layer)
     fitting, held_out = parts_of(regression, constants)
     prior, seen = regression.target.astype(np.float64), fitting + held_out
-    W = fitted(prior, fitting, held_out, kept_mask(layer))[0] if regression.columns is None else prior
+    damping, _ = chosen_damping(prior, fitting, held_out)
+    W, _ = solved(prior, seen, damping, kept_mask(layer))
     H = damped(seen.covariance, damping_for(seen.count, W.shape[2]))
     kept = mask_by(score, prior if score == "magnitude" else W, H, pattern)
-    W, shift, error = fitted(prior, fitting, held_out, kept)
+    W, shift = solved(prior, seen, damping, kept)
+    error = prediction_error(*solved(prior, fitting, damping, kept), held_out if held_out.count else fitting)
     layer.set_matrix(W)
     if constants:
         shift_outputs(model, layer, shift)
