@@ -6,19 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
-from onnxcomp.graph.budget import GroupCost
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
-from onnxcomp.linalg.allocate import allocate
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.channels import Candidates, Shrinking
 from onnxcomp.runtime.feeds import synthetic
+from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.shares import Budget, ShareBudget, SpeedBudget
 from onnxcomp.runtime.target import Target
 
 __all__ = ["Prune"]
@@ -55,17 +54,21 @@ class Prune(Pass):
         None,
         gt=0,
         lt=1,
-        description="share of the multiply-accumulates to remove; 0.25 when sparsity is not set",
+        description="share of the multiply-accumulates to remove; 0.25 when nothing else is asked for",
     )
     sparsity: float | None = Field(None, gt=0, lt=1, description="share of the parameters to remove")
+    speedup: float | None = Field(
+        None, gt=1, le=100, description="how many times faster the whole model is to be, measured on the target"
+    )
+    rounds: int = Field(1, ge=1, le=100, description="prune a little, fit, and measure all losses anew, so many times")
     align: int | None = Field(
         None, ge=1, description="channels are left in multiples of this; by default what the target prefers"
     )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Prune:
-        if self.flops is not None and self.sparsity is not None:
-            raise ValueError("flops and sparsity exclude each other; give one of them")
+        if sum(budget is not None for budget in (self.flops, self.sparsity, self.speedup)) > 1:
+            raise ValueError("flops, sparsity and speedup exclude each other; give one of them")
         return self
 
     def run(self, model: Model, ctx: Context) -> None:
@@ -75,23 +78,19 @@ class Prune(Pass):
             InputError: the model does not run on the calibration data.
         """
         feeds = ctx.data.sample() if ctx.data is not None else synthetic(model, ctx.seed)
-        shapes = observed(model, feeds)
         before = [(layer, layer.shape) for layer in weighted_layers(model)]
-        found = Candidates.of(model, shapes, self.align or ctx.target.channel_multiple)
-        removals = found.removals(ctx.data, ctx.progress)
-        bill = GroupCost(model, shapes, found.groups, found.counts, self._unit)
-        whole = bill.total([0] * len(found.groups))
-        losses = [removal.losses[counts] for removal, counts in zip(removals, found.counts, strict=True)]
-        steps = allocate(losses, bill, (1.0 - self._share) * whole)
-        removed = 1.0 - bill.total(steps) / whole if whole else 0.0
-        if before and removed < self._share - 1e-9:
-            ctx.warn(self._shortfall(removed))
-        gone = [
-            np.sort(removal.order[: counts[step]])
-            for removal, counts, step in zip(removals, found.counts, steps, strict=True)
-        ]
+        shapes, align = observed(model, feeds), self.align or ctx.target.channel_multiple
+        budget = self._budget(model, feeds, ctx)
         work = Shrinking(model, shapes, ctx.data, ctx.progress)
-        work.remove(found.groups, gone)
+        found = Candidates.of(model, shapes, align)
+        first = {group.name: group.size for group in found.every}
+        for turn in range(self.rounds):
+            if turn:
+                found = Candidates.of(model, observed(model, feeds), align, first)
+            removals = found.removals(ctx.data, ctx.progress, work.original if turn else None)
+            work.remove(found.groups, budget.gone(found, removals, (turn + 1) / self.rounds))
+        if before and (missed := budget.shortfall()):
+            ctx.warn(missed)
         _log(ctx, before, work.errors, found)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:
@@ -103,20 +102,13 @@ class Prune(Pass):
         where = f"{len(found.groups)} of {len(found.every)} groups that belong together"
         return f"at most {most} of {channels} channels could go, in {where}{because(found.reasons.values())}"
 
-    @property
-    def _unit(self) -> Literal["flops", "parameters"]:
-        return "flops" if self.sparsity is None else "parameters"
-
-    @property
-    def _share(self) -> float:
-        return self.sparsity or self.flops or DEFAULT_FLOPS
-
-    def _shortfall(self, removed: float) -> str:
-        unit = "multiply-accumulates" if self._unit == "flops" else "parameters"
-        return (
-            f"prune removed {removed:.1%} of the {unit}, not the {self._share:.1%} asked for: "
-            "no more channels may go (the report says why for each layer)"
-        )
+    def _budget(self, model: Model, feeds: Feeds, ctx: Context) -> Budget:
+        if self.speedup is not None:
+            threads = ctx.target.threads or 1
+            return SpeedBudget(self.speedup, model.copy(), feeds, ctx.timings, threads, ctx.progress)
+        if self.sparsity is not None:
+            return ShareBudget("parameters", self.sparsity)
+        return ShareBudget("flops", self.flops or DEFAULT_FLOPS)
 
 
 def _log(
