@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
-from onnxcomp.graph.budget import GroupCost
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.sparsity import SparseForm
-from onnxcomp.linalg.allocate import allocate
 from onnxcomp.linalg.sparsify import Score
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.channels import Candidates, Shrinking
 from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.fits import can_be_observed
+from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.shares import Budget, ShareBudget, SpeedBudget
 from onnxcomp.runtime.sparsify import Sparsified, make_sparse, sparsify_by_size
 from onnxcomp.runtime.target import Target
 
@@ -74,7 +73,7 @@ class Prune(Pass):
         None,
         gt=0,
         lt=1,
-        description="share of the multiply-accumulates to remove; 0.25 when sparsity is not set",
+        description="share of the multiply-accumulates to remove; 0.25 when nothing else is asked for",
     )
     sparsity: float | None = Field(
         None, gt=0, lt=1, description="share of the parameters to remove; of elements or in blocks by default 0.5"
@@ -82,14 +81,18 @@ class Prune(Pass):
     score: Score | None = Field(
         None, description="what chooses single weights, N:M and blocks: obs by default, without data magnitude"
     )
+    speedup: float | None = Field(
+        None, gt=1, le=100, description="how many times faster the whole model is to be, measured on the target"
+    )
+    rounds: int = Field(1, ge=1, le=100, description="prune a little, fit, and measure all losses anew, so many times")
     align: int | None = Field(
         None, ge=1, description="channels are left in multiples of this; by default what the target prefers"
     )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Prune:
-        if self.flops is not None and self.sparsity is not None:
-            raise ValueError("flops and sparsity exclude each other; give one of them")
+        if sum(budget is not None for budget in (self.flops, self.sparsity, self.speedup)) > 1:
+            raise ValueError("flops, sparsity and speedup exclude each other; give one of them")
         return self
 
     @model_validator(mode="after")
@@ -99,8 +102,8 @@ class Prune(Pass):
                 raise ValueError("score goes with the granularities element, N:M and block, not with channel")
             return self
         form = SparseForm.parse(self.granularity)
-        for option in ("flops", "align"):
-            if getattr(self, option) is not None:
+        for option, unset in (("flops", None), ("speedup", None), ("align", None), ("rounds", 1)):
+            if getattr(self, option) != unset:
                 raise ValueError(f"{option} goes with granularity='channel': zeros among weights save no work")
         if form.share is not None and self.sparsity is not None:
             raise ValueError(
@@ -119,23 +122,19 @@ class Prune(Pass):
             self._make_sparse(model, SparseForm.parse(self.granularity), ctx)
             return
         feeds = ctx.data.sample() if ctx.data is not None else synthetic(model, ctx.seed)
-        shapes = observed(model, feeds)
         before = [(layer, layer.shape) for layer in weighted_layers(model)]
-        found = Candidates.of(model, shapes, self.align or ctx.target.channel_multiple)
-        removals = found.removals(ctx.data, ctx.progress)
-        bill = GroupCost(model, shapes, found.groups, found.counts, self._unit)
-        whole = bill.total([0] * len(found.groups))
-        losses = [removal.losses[counts] for removal, counts in zip(removals, found.counts, strict=True)]
-        steps = allocate(losses, bill, (1.0 - self._share) * whole)
-        removed = 1.0 - bill.total(steps) / whole if whole else 0.0
-        if before and removed < self._share - 1e-9:
-            ctx.warn(self._shortfall(removed))
-        gone = [
-            np.sort(removal.order[: counts[step]])
-            for removal, counts, step in zip(removals, found.counts, steps, strict=True)
-        ]
+        shapes, align = observed(model, feeds), self.align or ctx.target.channel_multiple
+        budget = self._budget(model, feeds, ctx)
         work = Shrinking(model, shapes, ctx.data, ctx.progress)
-        work.remove(found.groups, gone)
+        found = Candidates.of(model, shapes, align)
+        first = {group.name: group.size for group in found.every}
+        for turn in range(self.rounds):
+            if turn:
+                found = Candidates.of(model, observed(model, feeds), align, first)
+            removals = found.removals(ctx.data, ctx.progress, work.original if turn else None)
+            work.remove(found.groups, budget.gone(found, removals, (turn + 1) / self.rounds))
+        if before and (missed := budget.shortfall()):
+            ctx.warn(missed)
         _log(ctx, before, work.errors, found)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:
@@ -169,20 +168,13 @@ class Prune(Pass):
         if done:
             ctx.warn(_NO_GAIN + ("" if data else _NO_DATA))
 
-    @property
-    def _unit(self) -> Literal["flops", "parameters"]:
-        return "flops" if self.sparsity is None else "parameters"
-
-    @property
-    def _share(self) -> float:
-        return self.sparsity or self.flops or DEFAULT_FLOPS
-
-    def _shortfall(self, removed: float) -> str:
-        unit = "multiply-accumulates" if self._unit == "flops" else "parameters"
-        return (
-            f"prune removed {removed:.1%} of the {unit}, not the {self._share:.1%} asked for: "
-            "no more channels may go (the report says why for each layer)"
-        )
+    def _budget(self, model: Model, feeds: Feeds, ctx: Context) -> Budget:
+        if self.speedup is not None:
+            threads = ctx.target.threads or 1
+            return SpeedBudget(self.speedup, model.copy(), feeds, ctx.timings, threads, ctx.progress)
+        if self.sparsity is not None:
+            return ShareBudget("parameters", self.sparsity)
+        return ShareBudget("flops", self.flops or DEFAULT_FLOPS)
 
 
 def _sparse_prospect(model: Model, form: SparseForm) -> str:

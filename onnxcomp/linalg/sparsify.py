@@ -66,7 +66,8 @@ class Splitting:
             pull = np.float32(pull * growth)
             if iteration >= _SETTLED and np.array_equal(before, kept):
                 break
-        return kept
+        mask: Array = kept
+        return mask
 
 
 def mask_by(score: Score, W: Array, H: Array, pattern: Pattern) -> Array:

@@ -50,20 +50,22 @@ class Candidates:
     groups: list[Group]
     counts: list[list[int]]
     reasons: dict[int, str]
+    align: int
 
     @classmethod
-    def of(cls, model: Model, shapes: Shapes, align: int) -> Candidates:
+    def of(cls, model: Model, shapes: Shapes, align: int, first: Mapping[str, int] | None = None) -> Candidates:
         """All of a model.
 
         Args:
             model: that is to lose channels.
             shapes: of its tensors in one run.
             align: channels are left in multiples of this.
+            first: sizes of groups by name, before the model lost any.
         """
         every = dependency_groups(model, shapes)
-        found = cls(model, shapes, every, [], [], {})
+        found = cls(model, shapes, every, [], [], {}, align)
         for group in every:
-            counts = _counts(group, align)
+            counts = _counts(group, align, (first or {}).get(group.name, group.size))
             reason = group.kept or _unfit(group)
             if reason is None and len(counts) == 1:
                 reason = f"it has {group.size} channels, too few to remove {align} and keep a quarter"
@@ -79,16 +81,23 @@ class Candidates:
         """How many units each group may lose."""
         return [counts[-1] for counts in self.counts]
 
-    def removals(self, data: Dataset | None, progress: Progress = silent) -> list[Removal]:
+    def removals(
+        self, data: Dataset | None, progress: Progress = silent, original: Model | None = None
+    ) -> list[Removal]:
         """In which order the units of each group go, and what it costs.
 
         Groups whose losses cannot be told get a reason.
+
+        Args:
+            data: calibration samples, if any.
+            progress: shows the batches.
+            original: whose outputs count, where the model has lost channels before.
         """
         if data is None:
             return norm_removals(self.groups, self.most)
         samples, held_out = affordable(self.model, self.shapes, data, MACS).split(0.75)
         probe = affordable(self.model, self.shapes, held_out, PROBE_MACS, 64)
-        removals = measured_removals(self.model, self.groups, self.most, samples, probe, progress)
+        removals = measured_removals(self.model, self.groups, self.most, samples, probe, progress, original)
         for group, removal in zip(self.groups, removals, strict=True):
             if not removal.measurable:
                 self.reasons[id(group)] = "NaN or infinite values reach its readers on the calibration data"
@@ -106,6 +115,7 @@ class Shrinking:
 
     Attributes:
         model: edited in place.
+        original: as it was; None where there is nothing to fit to.
         errors: the relative error of each layer that was fitted, by name.
     """
 
@@ -114,7 +124,7 @@ class Shrinking:
         self.errors: dict[str, float] = {}
         self._data = None if data is None else affordable(model, shapes, data, MACS)
         self._progress = progress
-        self._original = model.copy() if data is not None else None
+        self.original = model.copy() if data is not None else None
         self._left: dict[str, Kept] = {}
         self._layers = weighted_layers(model)  # one may become so small that it would not be found again
         self._inputs = {layer.name: layout_of(layer).size for layer in self._layers if layer.kind != "other"}
@@ -132,11 +142,11 @@ class Shrinking:
             if len(units):
                 select(group, np.setdiff1d(np.arange(group.size), units))
         self._left = compose(self._left, self._layers, going)
-        if self._data is None or self._original is None:
+        if self._data is None or self.original is None:
             return
         narrowed = {name for name, left in self._left.items() if len(left.columns) < self._inputs[name]}
         kept = [self._left.get(layer.name) or whole(layer) for layer in self._behind(narrowed)]
-        self.errors |= refit(self.model, self._original, self._data, kept, MAX_STAGES, self._progress)
+        self.errors |= refit(self.model, self.original, self._data, kept, MAX_STAGES, self._progress)
 
     def _behind(self, changed: set[str]) -> list[WeightedLayer]:
         """The layers that can be fitted and compute from channels that change: these, and all that come after."""
@@ -153,11 +163,14 @@ class Shrinking:
         return found
 
 
-def _counts(group: Group, align: int) -> list[int]:
-    """How many units are gone after 0, 1, 2, … steps, so that channels are multiples of ``align`` from 1 on."""
+def _counts(group: Group, align: int, first: int) -> list[int]:
+    """How many units are gone after 0, 1, 2, … steps, so that channels are multiples of ``align`` from 1 on.
+
+    A quarter of those that the group had at ``first`` stays.
+    """
     producers = [slot.positions.shape[1] for slot in group.slots if slot.role == "out"]
     step = align // math.gcd(align, *(producers or [1]))
-    least = max(step, -(-math.ceil(LEAST_SHARE * group.size) // step) * step)
+    least = max(step, -(-math.ceil(LEAST_SHARE * first) // step) * step)
     highest = (group.size - 1) // step * step
     return [0, *(group.size - left for left in range(highest, least - 1, -step))]
 

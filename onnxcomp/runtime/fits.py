@@ -71,8 +71,9 @@ def observe_stage(
         regression = Regression(layout, layout, reference[layer.name].matrix(), columns)
         if columns is None and branches and layer.name in branches:
             regression.branch = branches[layer.name]
+            groups, outputs = regression.target.shape[:2]
             axis = 1 if layer.kind in ("Conv", "ConvTranspose") else -1
-            regression.outputs = OutputLayout(*regression.target.shape[:2], axis)
+            regression.outputs = OutputLayout(groups, outputs, axis)
         seen.append((layer, regression))
         wanted.setdefault(layer.node.inputs[0].name, []).append(regression)
     observe_pairs(work, model, dataset, wanted, progress)

@@ -91,7 +91,7 @@ class Regression:
         self.target = target.astype(np.float32)
         self.columns = columns
         self.branch = ""
-        self.outputs = OutputLayout(*target.shape[:2], axis=-1)
+        self.outputs = OutputLayout(target.shape[0], target.shape[1], -1)
         outputs = target.shape[1]
         self.fitting = Moments.none(layout.groups, layout.size, outputs)
         self.held_out = Moments.none(layout.groups, layout.size, outputs)
