@@ -16,6 +16,8 @@ from onnxcomp.data import Dataset
 from onnxcomp.errors import OnnxcompWarning, PassError, UsageError
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.layers import weighted_layers
+from onnxcomp.graph.residual import other_branch
+from onnxcomp.linalg.reconstruct import solved
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass
 from onnxcomp.passes.equalize import Equalize
@@ -25,6 +27,7 @@ from onnxcomp.passes.quant import Quant
 from onnxcomp.passes.reorder import Reorder
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import session
+from onnxcomp.runtime.fits import observe_stage
 from onnxcomp.runtime.target import Target
 from tests.generate import Net, networks
 
@@ -147,6 +150,26 @@ def test_channels_can_be_pruned_of_a_sparse_model() -> None:
             assert np.mean(layer.array() == 0) >= shares[layer.name] / 2
     steps = Pipeline.parse("prune(flops=0.2),prune(granularity='element')").scheduled().passes
     assert [str(step) for step in steps] == ["fold", "prune(flops=0.2)", "prune(granularity='element')"]
+
+
+def test_a_layer_makes_up_for_what_the_other_branch_has_lost() -> None:
+    """Two 1x1 convolutions of one input are added: what one has lost is a change of the other's weight."""
+    parts = Net(0, (6, 5, 5))
+    parts.add(parts.conv("x", 4, kernel=1), parts.conv("x", 4, kernel=1))
+    original, compressed = parts.model(), parts.model()
+    first, second = weighted_layers(compressed)
+    branch = other_branch(compressed.graph, second)
+    assert branch is first.node.outputs[0]
+    expected = first.matrix() + second.matrix()
+    first.set_matrix(first.matrix() * (np.arange(6) % 2))
+    samples = Dataset.from_arrays(parts.feeds(256), model=original)
+    reference = {layer.name: layer for layer in weighted_layers(original)}
+    ((_, seen),) = observe_stage(
+        *(compressed, original, [(0, second)], 0, reference, samples), branches={second.name: branch.name}
+    )
+    W, shift = solved(second.matrix(), seen.fitting, 1e-9)
+    np.testing.assert_allclose(W + first.matrix(), expected, atol=1e-4)
+    np.testing.assert_allclose(shift, np.zeros((1, 4)), atol=1e-4)
 
 
 def test_the_same_samples_give_the_same_bytes() -> None:
