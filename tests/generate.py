@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.model import Model
+from tests import forms
 
 Array = np.ndarray[Any, Any]
 
@@ -46,7 +47,7 @@ class Net:
         names = [name] + [f"{name}.{index}" for index in range(1, outputs)]
         self.nodes.append(helper.make_node(op, inputs, names, name=f"/{name}", **attributes))
         for output in names:
-            self.channels[output] = self.channels[inputs[0]] if channels is None else channels
+            self.channels[output] = self.channels.get(inputs[0], 0) if channels is None else channels
         return name
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
@@ -161,6 +162,16 @@ BLOCKS = (
     "grouped",
     "gate",
     "split",
+    "shuffle",
+    "group norm",
+    "gather",
+    "stride",
+    "halves",
+    "depth",
+    "tile",
+    "transposed",
+    "attention",
+    "recurrent",
 )
 
 
@@ -203,7 +214,43 @@ def _block(draw: st.DrawFn, net: Net, x: str, block: str, activations: Sequence[
         first = net.node("Split", x, sizes, channels=half, outputs=2, axis=1)
         net.channels[f"{first}.1"] = size - half
         return net.concat(net.conv(first, width), net.activation(f"{first}.1", act))
-    return net.conv(x, width)
+    if block in ("attention", "recurrent"):
+        return _sequence(draw, net, x, block)
+    return _rearranged(draw, net, x, block) if block != "conv" else net.conv(x, width)
+
+
+def _rearranged(draw: st.DrawFn, net: Net, x: str, block: str) -> str:
+    """Blocks between convolutions whose channels are some multiple of 8."""
+    width = 8 * draw(st.integers(1, 2))
+    x = net.activation(net.conv(x, width, kernel=1))
+    if block == "shuffle":
+        return forms.shuffle(net, net.conv(x, width, groups=2), draw(st.sampled_from([2, 4])), 4, 4)
+    if block == "group norm":
+        return forms.group_norm(net, x, draw(st.sampled_from([2, 4, 8])))
+    if block == "gather":
+        return forms.gathered(net, x, draw(st.permutations(range(width)))[: width - 2 * draw(st.integers(0, 2))])
+    if block == "stride":
+        return forms.strided(net, x)
+    if block == "halves":
+        return forms.halves(net, x)
+    if block == "depth":
+        return forms.through_depth(net, x, draw(st.sampled_from(["DCR", "CRD"])))
+    if block == "tile":
+        return forms.tiled(net, x)
+    return net.conv_transpose(x, width, kernel=1, groups=draw(st.sampled_from([1, 2])))
+
+
+def _sequence(draw: st.DrawFn, net: Net, x: str, block: str) -> str:
+    """Blocks that take the positions of the picture for a sequence."""
+    y = forms.tokens(net, x)
+    if block == "attention":
+        heads = draw(st.integers(2, 4))
+        form = draw(st.sampled_from(forms.ATTENTION_FORMS))
+        y = net.add(y, forms.attention(net, y, heads * draw(st.integers(1, 3)), heads, form))
+    else:
+        op = draw(st.sampled_from(["LSTM", "GRU", "RNN"]))
+        y = forms.recurrent(net, y, 2 * draw(st.integers(2, 4)), op, draw(st.integers(1, 2)))
+    return forms.picture(net, y, 4, 4)
 
 
 # -- networks with bodies --------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def contract(flow: Propagation, node: gs.Node, names: Sequence[Axes], result: Ax
     if first.ids is None and second.ids is None:
         return
     summed = [name for name in first.names if name in second.names and name not in result]
-    if len(summed) == 1 and first.names == second.names and first.ids is not None and second.ids is not None:
+    if summed and first.names == second.names == summed and first.ids is not None and second.ids is not None:
         flow.tie(first.ids, second.ids)  # single channels, each multiplied with its own
         return
     for side, other in ((first, second), (second, first)):
@@ -215,8 +215,8 @@ def attention(flow: Propagation, node: gs.Node) -> None:
         flow.pin_inputs(node, reason)
         return
     query, key, value = lattices
-    flow.tie(query.reshape(len(key), -1), key[:, :1])
-    flow.tie(value, key[:, :1])
+    for lattice in (query.reshape(len(key), -1), key, value):
+        flow.tie(key[:, :1], lattice)
     if "q_num_heads" in node.attrs:
         flow.extent(node, "q_num_heads", None, query[:, 0])
         flow.extent(node, "kv_num_heads", None, key[:, 0])

@@ -194,7 +194,10 @@ class Propagation:
 
     def tie(self, first: Array, second: Array) -> None:
         """Channel by channel, these are to be moved and removed together; arrays that broadcast."""
-        if first is not second:
+        if first.shape == second.shape:
+            if first is not second:
+                self.ties.append((first.reshape(-1), second.reshape(-1)))
+        else:
             shape = np.broadcast_shapes(first.shape, second.shape)
             pair = np.broadcast_to(first, shape).reshape(-1), np.broadcast_to(second, shape).reshape(-1)
             self.ties.append(pair)

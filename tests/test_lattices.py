@@ -1,0 +1,358 @@
+"""Dependency groups of channels that lie on several axes: what is found in each form, and that edits are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcomp.graph.constants import assign, value_of
+from onnxcomp.graph.groups import Group, dependency_groups, select
+from onnxcomp.model import Model
+from onnxcomp.runtime import session, shapes
+from tests import forms
+from tests.architectures import build
+from tests.generate import Net
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+RELATIVE = 1e-5
+
+
+def groups_of(model: Model, feeds: Feeds) -> list[Group]:
+    return dependency_groups(model, shapes.observed(model, {name: value[:1] for name, value in feeds.items()}))
+
+
+def outputs(model: Model, feeds: Feeds) -> dict[str, Array]:
+    onnx.checker.check_model(model.proto(), full_check=True)
+    return session.run(session.create(model), feeds)
+
+
+def silence(group: Group, unit: int) -> None:
+    """Set to zero what reads the unit, or what makes it where only products of activations read it."""
+    roles = {slot.role for slot in group.slots}
+    for slot in group.slots:
+        if slot.role == "in" or "in" not in roles:
+            value = value_of(slot.tensor).copy()
+            np.moveaxis(value, slot.axis, 0)[slot.positions[unit]] = 0
+            assign(slot.tensor, value)
+
+
+def close(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, atol=RELATIVE * np.abs(value).max(), rtol=0)
+
+
+def assert_exact(model: Model, feeds: Feeds, repeats: bool = True) -> None:
+    """Any order of any group gives the same outputs; removing units is zeroing them.
+
+    Args:
+        repeats: the groups of what is left are what the groups have become.
+    """
+    rng = np.random.default_rng(0)
+    state, before = model.checkpoint(), outputs(model, feeds)
+    for group in groups_of(model, feeds):
+        if group.pinned is None:
+            select(group, rng.permutation(group.size))
+    close(outputs(model, feeds), before)
+    state.restore()
+    free = [group for group in groups_of(model, feeds) if group.kept is None and group.size > 1]
+    units = [int(rng.integers(group.size)) for group in free]
+    for group, unit in zip(free, units, strict=True):
+        silence(group, unit)
+    silent = outputs(model, feeds)
+    state.restore()
+    assert not free or any(not np.array_equal(silent[name], before[name]) for name in before)
+    for group, unit in zip(free, units, strict=True):
+        select(group, np.delete(np.arange(group.size), unit))
+    close(outputs(model, feeds), silent)
+    again = {group.name: group for group in groups_of(model, feeds)}
+    for group in free if repeats else ():
+        for old, new in zip(group.slots, again[group.name].slots if group.size > 1 else (), strict=group.size > 1):
+            np.testing.assert_array_equal(old.positions, new.positions)
+
+
+def found(groups: list[Group]) -> list[tuple[int, list[int], bool]]:
+    """Of each group its size, the positions of a unit on each constant, and whether units may go."""
+    return [
+        (group.size, [slot.positions.shape[1] for slot in group.slots], group.kept is None)
+        for group in groups
+    ]
+
+
+def checked(net: Net, *results: str) -> list[Group]:
+    """The groups, after edits of another copy of the model were seen to be exact."""
+    assert_exact(net.model(*results), net.feeds())
+    return groups_of(net.model(*results), net.feeds())
+
+
+# -- attention -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", forms.ATTENTION_FORMS)
+def test_heads_are_units_in_every_form(form: str) -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    x = net.matmul("x", 12)
+    groups = checked(net, net.matmul(forms.attention(net, x, width=24, heads=4, form=form), 3))
+    packed = form in ("fused gather", "fused slice", "fused split", "channels first")
+    heads = groups[1]
+    assert (heads.size, heads.kept) == (4, None)
+    assert sorted(slot.positions.shape[1] for slot in heads.slots) == ([6, 18, 18] if packed else [6] * 7)
+    assert [group.size for group in groups] == [12, 4, 12, 3]
+    assert [group.kept is None for group in groups] == [True, True, True, False]
+
+
+def test_a_mask_that_differs_from_head_to_head_goes_with_them() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    mask = np.random.default_rng(0).standard_normal((1, 3, 5, 5))
+    groups = checked(net, net.matmul(forms.attention(net, "x", 6, 3, mask=mask), 4))
+    assert groups[0].size == 3
+    assert ("Add", 1) in {(slot.node.op, slot.positions.shape[1]) for slot in groups[0].slots}
+
+
+def test_a_single_head_has_its_channels_for_units() -> None:
+    """Queries and keys together, values on their own."""
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    query, key, value = (net.matmul("x", 8) for _ in range(3))
+    scores = net.node("Softmax", net.node("MatMul", query, net.node("Transpose", key, perm=[0, 2, 1])), axis=-1)
+    groups = checked(net, net.matmul(net.node("MatMul", scores, value, channels=8), 4))
+    assert found(groups)[:2] == [(8, [1] * 4, True), (8, [1] * 3, True)]
+
+
+def test_keys_that_all_heads_share_stay_and_heads_of_queries_go() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    heads, each = 3, 4
+    query = forms._heads(net, net.matmul("x", heads * each), heads, [0, 2, 1, 3])
+    shared = [net.node("Unsqueeze", net.matmul("x", each), net.constant([1], np.int64)) for _ in range(2)]
+    scores = net.node("MatMul", query, net.node("Transpose", shared[0], perm=[0, 1, 3, 2]))
+    mixed = net.node("MatMul", net.node("Softmax", scores, axis=-1), shared[1])
+    joined = forms.reshaped(net, net.node("Transpose", mixed, perm=[0, 2, 1, 3]), [0, -1, 12], 12)
+    groups = {group.name: group for group in groups_of(net.model(net.matmul(joined, 4)), net.feeds())}
+    assert groups["/matmul4"].kept is not None
+    assert "MatMul over the channels" in groups["/matmul4"].kept
+
+
+def test_two_reshapes_that_share_their_computed_shape() -> None:
+    """As exporters write ``view(*x.shape[:2], heads, -1)``, with common subexpressions joined."""
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    sizes = [net.node("Gather", net.node("Shape", "x"), net.constant([axis], np.int64)) for axis in (0, 1)]
+    target = net.node("Concat", *sizes, net.constant([3], np.int64), net.constant([4], np.int64), axis=0)
+    split = [net.node("Reshape", net.matmul("x", 12), target) for _ in range(3)]
+    query, key, value = (
+        net.node("Transpose", part, perm=perm)
+        for part, perm in zip(split, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+    )
+    scores = net.node("Softmax", net.node("MatMul", query, key), axis=-1)
+    mixed = net.node("Transpose", net.node("MatMul", scores, value), perm=[0, 2, 1, 3])
+    joined = net.node("Concat", *sizes, net.constant([12], np.int64), axis=0)
+    groups = checked(net, net.matmul(net.node("Reshape", mixed, joined, channels=12), 4))
+    assert found(groups)[0] == (3, [4] * 7, True)
+
+
+def test_a_computed_shape_that_other_axes_have_too_holds_the_channels() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    sizes = [net.node("Gather", net.node("Shape", "x"), net.constant([axis], np.int64)) for axis in (0, 1)]
+    target = net.node("Concat", *sizes, net.constant([3], np.int64), net.constant([4], np.int64), axis=0)
+    plain = net.node("Reshape", "x", target)
+    x = forms.reshaped(net, net.node("Reshape", net.matmul("x", 12), target), [0, 0, 12], 12)
+    group = groups_of(net.model(net.matmul(x, 4), plain), net.feeds())[0]
+    assert "/concat4: it gives a size that is used for other axes too" in (group.pinned or "")
+
+
+ATTENTION = "(float[N,5,12] x) => (float[N,5,12] y) {{ {projections} {core} y = MatMul(o, p) }}"
+PROJECTIONS = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)"
+
+
+def operator_model(core: str, query: int, keys: int, opset: int = 17, **weights: Any) -> Model:
+    ir_version = 11 if opset > 22 else 8
+    matrices = {"wq": (12, query), "wk": (12, keys), "wv": (12, keys), "p": (query, 12)}
+    body = ATTENTION.format(projections=PROJECTIONS, core=core)
+    return Model.from_proto(build(body, {**matrices, **weights}, opset, ir_version))
+
+
+def tokens() -> dict[str, Array]:
+    return {"x": np.random.default_rng(1).standard_normal((2, 5, 12)).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("core", "query", "keys", "opset", "multiplicities"),
+    [
+        ("o = com.microsoft.MultiHeadAttention <num_heads = 3> (q, k, v)", 12, 12, 17, [4, 4, 4, 4]),
+        ("o = com.microsoft.MultiHeadAttention <num_heads = 3> (q, k, v, b)", 12, 12, 17, [4, 4, 4, 12, 4]),
+        ("o = Attention <q_num_heads = 3, kv_num_heads = 3> (q, k, v)", 12, 12, 23, [4, 4, 4, 4]),
+        ("o = Attention <q_num_heads = 6, kv_num_heads = 3> (q, k, v)", 24, 12, 23, [8, 4, 4, 8]),
+    ],
+)
+def test_heads_of_attention_operators(core: str, query: int, keys: int, opset: int, multiplicities: list[int]) -> None:
+    def model() -> Model:
+        return operator_model(core, query, keys, opset, **({"b": (36,)} if ", b)" in core else {}))
+
+    assert_exact(model(), tokens())
+    assert found(groups_of(model(), tokens()))[0] == (3, multiplicities, True)
+
+
+def test_heads_of_packed_attention() -> None:
+    body = """(float[N,5,12] x) => (float[N,5,12] y) {
+        o = com.microsoft.Attention <num_heads = 3, qkv_hidden_sizes = [12, 12, 24]> (x, w, b)
+        y = MatMul(o, p)
+    }"""
+    weights = {"w": (12, 48), "b": (48,), "p": (24, 12)}
+
+    def model() -> Model:
+        return Model.from_proto(build(body, weights))
+
+    assert_exact(model(), tokens())
+    assert found(groups_of(model(), tokens()))[0] == (3, [16, 16, 8], True)
+    changed = model()
+    select(groups_of(changed, tokens())[0], np.array([2, 0]))
+    attributes = changed.graph.nodes[0].attrs
+    assert (attributes["num_heads"], list(attributes["qkv_hidden_sizes"])) == (2, [8, 8, 16])
+
+
+def test_attention_over_keys_of_earlier_steps_is_pinned() -> None:
+    core = "o, ek = Attention <q_num_heads = 3, kv_num_heads = 3> (q, k, v) z = ReduceSum(ek) o2 = Add(o, z)"
+    group = groups_of(operator_model(core.replace("o2", "u"), 12, 12, 23), tokens())[0]
+    assert group.pinned == "/Attention3: it gives out keys and values of earlier steps"
+
+
+# -- other operators -----------------------------------------------------------------------------------------
+
+
+def test_channel_shuffle_ties_the_same_place_of_each_part() -> None:
+    net = Net()
+    x = forms.shuffle(net, net.conv(net.conv("x", 6), 12), 3, 8, 8)
+    groups = checked(net, net.conv(x, 2))
+    assert found(groups) == [(6, [1, 1, 1], True), (4, [3, 3, 3], True), (2, [1, 1], False)]
+    np.testing.assert_array_equal(groups[1].slots[0].positions[1], [1, 5, 9])
+
+
+def test_group_norm_loses_whole_groups() -> None:
+    net = Net()
+    groups = checked(net, net.conv(forms.group_norm(net, net.conv("x", 12), 4), 2))
+    assert found(groups) == [(4, [3, 3, 1, 1, 3, 3, 3], True), (2, [1, 1], False)]
+    np.testing.assert_array_equal(groups[0].slots[0].positions[1], [3, 4, 5])
+
+
+def test_group_normalization_operator() -> None:
+    def model() -> Model:
+        body = """(float[N,3,8,8] x) => (float[N,?,?,?] y) {
+            a = Conv(x, w)
+            g = GroupNormalization <num_groups = 4> (a, s, b)
+            y = Conv(g, v)
+        }"""
+        weights = {"w": (12, 3, 1, 1), "s": (12,), "b": (12,), "v": (3, 12, 1, 1)}
+        return Model.from_proto(build(body, weights, 21, 10))
+
+    assert_exact(model(), Net().feeds())
+    groups = groups_of(model(), Net().feeds())
+    assert found(groups)[0] == (4, [3, 3, 3, 3], True)
+
+
+def test_group_normalization_of_one_group_keeps_all() -> None:
+    body = """(float[N,3,8,8] x) => (float[N,?,?,?] y) {
+        a = Conv(x, w)
+        g = GroupNormalization <num_groups = 1> (a, s, b)
+        y = Conv(g, v)
+    }"""
+    model = Model.from_proto(build(body, {"w": (12, 3, 1, 1), "s": (12,), "b": (12,), "v": (3, 12, 1, 1)}, 21, 10))
+    group = groups_of(model, Net().feeds())[0]
+    assert (group.size, group.pinned, group.kept) == (12, None, "/GroupNormalization1: GroupNormalization over the channels")
+    assert_exact(model, Net().feeds())
+
+
+def test_gathered_channels_are_renumbered() -> None:
+    net = Net()
+    x = forms.gathered(net, net.conv("x", 6), [5, 0, 2, 2, -3])
+    model = net.model(net.conv(x, 3))
+    groups = groups_of(model, net.feeds())
+    assert [group.size for group in groups] == [3, 2, 1, 3]  # picked once, never, twice
+    select(groups[0], np.array([2, 0]))
+    indices = value_of(next(node for node in model.graph.nodes if node.op == "Gather").inputs[1])
+    assert len(indices) == 4
+    assert_exact(net.model(), net.feeds(), repeats=False)
+
+
+def test_steps_halves_and_depth() -> None:
+    net = Net()
+    x = forms.strided(net, net.conv("x", 8))
+    x = forms.halves(net, net.conv(x, 12))
+    x = forms.through_depth(net, net.conv(x, 8), "CRD")
+    x = forms.through_depth(net, net.conv(x, 8))
+    groups = checked(net, net.conv(forms.tiled(net, x), 3))
+    assert [(group.size, group.slots[0].positions.shape[1]) for group in groups] == [(4, 2), (6, 2), (2, 4), (2, 4), (3, 1)]
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_hidden_units(op: str, directions: int) -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    groups = checked(net, net.matmul(forms.recurrent(net, net.matmul("x", 8), 6, op, directions), 4))
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    assert found(groups)[0] == (8, [1, 1, 1], True)
+    assert found(groups)[1] == (6, [gates, gates, 1, 2 * gates, directions], True)
+
+
+def test_initial_states_that_are_computed_pin_the_units() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    y = forms.recurrent(net, "x", 6, "GRU", 1, state=True)
+    feeds = {"x": net.feeds()["x"][:1]}
+    groups = groups_of(net.model(net.matmul(y, 3)), feeds)
+    assert groups[0].size == 6
+
+
+@pytest.mark.parametrize("equation", ["nshd,nthd->nhst", "nshd,nthe->nhst"])
+def test_einsum_of_two_activations(equation: str) -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    query, key = (forms.reshaped(net, net.matmul("x", 12), [0, -1, 3, 4]) for _ in range(2))
+    scores = net.node("Softmax", net.node("Einsum", query, key, equation=equation), axis=-1)
+    value = forms.reshaped(net, net.matmul("x", 12), [0, -1, 3, 4])
+    mixed = net.node("Einsum", scores, value, equation="nhst,nthd->nshd")
+    groups = checked(net, net.matmul(forms.reshaped(net, mixed, [0, -1, 12], 12), 4))
+    assert found(groups)[0] == (3, [4] * 7, True)
+
+
+def test_a_token_for_every_sample_moves_with_the_others() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    batch = net.node("Gather", net.node("Shape", "x"), net.constant([0], np.int64))
+    size = net.node("Concat", batch, net.constant([1], np.int64), net.constant([8], np.int64), axis=0)
+    token = net.node("Expand", net.constant(np.ones((1, 1, 8))), size)
+    x = net.node("Concat", token, net.matmul("x", 8), axis=1, channels=8)
+    groups = checked(net, net.matmul(x, 4))
+    assert found(groups)[0] == (8, [1, 1, 1, 1], True)
+
+
+# -- what stands in the way ----------------------------------------------------------------------------------
+
+
+def test_lattices_that_disagree_are_pinned_with_both_reasons() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    x = forms.reshaped(net, net.matmul("x", 12), [0, -1, 3, 4])
+    x = net.node("Softmax", net.node("Softmax", x, axis=2), axis=3)
+    groups = groups_of(net.model(net.matmul(forms.reshaped(net, x, [0, -1, 12], 12), 4)), net.feeds())
+    reason = "/reshape2: it makes 3 x 4 of the channels, none of which can go without all "
+    assert groups[0].pinned == reason + "(/softmax3: Softmax over the channels; /softmax4: Softmax over the channels)"
+
+
+def test_one_matrix_for_all_heads_leaves_whole_heads() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    x = forms.reshaped(net, net.matmul("x", 12), [0, -1, 3, 4])
+    net.channels[x] = 4
+    y = net.matmul(x, 4, bias=False)
+    groups = checked(net, net.matmul(forms.reshaped(net, y, [0, -1, 12], 12), 4))
+    assert found(groups)[0][0] == 3
+    assert groups[1].pinned == "/matmul3: it multiplies each part of the channels with one matrix"
