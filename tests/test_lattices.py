@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
 
 from onnxcomp.graph.constants import assign, value_of
 from onnxcomp.graph.groups import Group, dependency_groups, select
@@ -15,7 +18,7 @@ from onnxcomp.model import Model
 from onnxcomp.runtime import session, shapes
 from tests import forms
 from tests.architectures import build
-from tests.generate import Net
+from tests.generate import Net, networks
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -77,10 +80,7 @@ def assert_exact(model: Model, feeds: Feeds, repeats: bool = True) -> None:
 
 def found(groups: list[Group]) -> list[tuple[int, list[int], bool]]:
     """Of each group its size, the positions of a unit on each constant, and whether units may go."""
-    return [
-        (group.size, [slot.positions.shape[1] for slot in group.slots], group.kept is None)
-        for group in groups
-    ]
+    return [(group.size, [slot.positions.shape[1] for slot in group.slots], group.kept is None) for group in groups]
 
 
 def checked(net: Net, *results: str) -> list[Group]:
@@ -265,7 +265,11 @@ def test_group_normalization_of_one_group_keeps_all() -> None:
     }"""
     model = Model.from_proto(build(body, {"w": (12, 3, 1, 1), "s": (12,), "b": (12,), "v": (3, 12, 1, 1)}, 21, 10))
     group = groups_of(model, Net().feeds())[0]
-    assert (group.size, group.pinned, group.kept) == (12, None, "/GroupNormalization1: GroupNormalization over the channels")
+    assert (group.size, group.pinned, group.kept) == (
+        12,
+        None,
+        "/GroupNormalization1: GroupNormalization over the channels",
+    )
     assert_exact(model, Net().feeds())
 
 
@@ -288,7 +292,13 @@ def test_steps_halves_and_depth() -> None:
     x = forms.through_depth(net, net.conv(x, 8), "CRD")
     x = forms.through_depth(net, net.conv(x, 8))
     groups = checked(net, net.conv(forms.tiled(net, x), 3))
-    assert [(group.size, group.slots[0].positions.shape[1]) for group in groups] == [(4, 2), (6, 2), (2, 4), (2, 4), (3, 1)]
+    assert [(group.size, group.slots[0].positions.shape[1]) for group in groups] == [
+        (4, 2),
+        (6, 2),
+        (2, 4),
+        (2, 4),
+        (3, 1),
+    ]
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
@@ -332,6 +342,41 @@ def test_a_token_for_every_sample_moves_with_the_others() -> None:
     x = net.node("Concat", token, net.matmul("x", 8), axis=1, channels=8)
     groups = checked(net, net.matmul(x, 4))
     assert found(groups)[0] == (8, [1, 1, 1, 1], True)
+
+
+# -- groups are as large as can be ---------------------------------------------------------------------------
+
+
+def exchange(first: Group, second: Group) -> None:
+    """One unit of each takes the other's place, in every constant of both."""
+    for one, other in zip(first.slots, second.slots, strict=True):
+        value = value_of(one.tensor)
+        source = np.arange(value.shape[one.axis])
+        source[one.positions[0]], source[other.positions[0]] = other.positions[0], one.positions[0]
+        assign(one.tensor, np.take(value, source, axis=one.axis))
+
+
+def places(group: Group) -> list[tuple[int, int, int, int]]:
+    return [(id(slot.node), slot.index, slot.axis, slot.positions.shape[1]) for slot in group.slots]
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks())
+def test_units_of_different_groups_cannot_be_exchanged(net: Net) -> None:
+    """Where they lie in the same constants, an exchange would be possible; it changes the outputs."""
+    model, feeds = net.model(), net.feeds()
+    state, before = model.checkpoint(), outputs(model, feeds)
+    groups = [group for group in groups_of(model, feeds) if group.pinned is None]
+    for first, second in itertools.combinations(groups, 2):
+        if places(first) != places(second) or first.kept != second.kept:
+            continue
+        changed = []
+        for edit in (partial(silence, first, 0), partial(silence, second, 0), partial(exchange, first, second)):
+            edit()
+            changed.append(any(not np.allclose(outputs(model, feeds)[name], before[name]) for name in before))
+            state.restore()
+        alive_and_exchangeable = [True, True, False]
+        assert changed != alive_and_exchangeable
 
 
 # -- what stands in the way ----------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class _Side:
 
 
 def contract(flow: Propagation, node: gs.Node, names: Sequence[Axes], result: Axes) -> None:
-    """Products of the entries of two operands whose axes of the same names agree, summed over those not in ``result``."""
+    """Two operands are multiplied where their axes of the same names agree, and summed over axes not in ``result``."""
     sides = [_side(flow, node, index, every) for index, every in enumerate(names)]
     first, second = sides
     if first.ids is None and second.ids is None:
@@ -133,7 +133,8 @@ def _pair(flow: Propagation, node: gs.Node, first: _Side, second: _Side) -> None
     if first.ids is None or second.ids is None:
         return
     large, small = (first, second) if len(first.names) >= len(second.names) else (second, first)
-    assert large.ids is not None and small.ids is not None
+    assert large.ids is not None
+    assert small.ids is not None
     order = [small.names.index(name) for name in large.names if name in small.names]
     sizes = [size if name in small.names else 1 for name, size in zip(large.names, large.ids.shape, strict=True)]
     flow.tie(large.ids, small.ids.transpose(order).reshape(sizes))
@@ -200,7 +201,8 @@ def attention(flow: Propagation, node: gs.Node) -> None:
     """
     if not list(flow.labelled_inputs(node)):
         return
-    labels, shapes = ([of(tensor) for tensor in node.inputs[:3]] for of in (flow.labels, flow.shape))
+    labels = [flow.labels(tensor) for tensor in node.inputs[:3]]
+    shapes = [flow.shape(tensor) for tensor in node.inputs[:3]]
     rank = len(shapes[0] or ())
     reason = _unsuitable(node, parts=(0, 1, 2, 3))
     lattices: list[Array] = []

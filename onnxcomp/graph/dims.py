@@ -52,7 +52,7 @@ def sizes(flow: Propagation, node: gs.Node, index: int, rank: int, copies: bool 
         copies: -1 and 0 mean what they mean to a Reshape.
     """
     if "shape" in node.attrs:
-        values = np.asarray(node.attrs["shape"])
+        values = [int(value) for value in node.attrs["shape"]]
         found: list[Size] = [Written(node, "shape", entry) for entry in range(len(values))]
     else:
         found, values = _entries(flow, node, index)

@@ -151,7 +151,8 @@ def dependency_groups(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> li
     unit_of = decide(flow)
     axes = _axes(flow, unit_of)
     pinned, kept = _reasons(flow, unit_of)
-    arrays = list({id(ids): ids for ids in _id_arrays(flow)}.values())
+    flat = (ids.reshape(-1) for ids in {id(ids): ids for ids in _id_arrays(flow)}.values())
+    arrays = list({ids.tobytes(): ids for ids in flat}.values())
     class_of = _refine(arrays, unit_of, pinned, kept)
     groups = _collect(class_of, axes)
     for group in groups:
@@ -323,9 +324,10 @@ def _refine(arrays: list[Array], unit_of: Array, pinned: dict[int, str], kept: d
     lanes = np.full(len(unit_of), -1, dtype=np.int64)
     lane_count = 0
     for ids in arrays:
-        ids = ids.reshape(-1)
         order = np.argsort(unit_of[ids], kind="stable")
-        units, start, counts = np.unique(unit_of[ids][order], return_index=True, return_counts=True)
+        sorted_units = unit_of[ids][order]
+        start = np.flatnonzero(np.diff(sorted_units, prepend=-1))
+        units, counts = sorted_units[start], np.diff(start, append=len(ids))
         turn = np.arange(len(ids)) - np.repeat(start, counts)
         new = lanes[ids[order]] < 0
         lanes[ids[order][new]] = lane_count + turn[new]
@@ -336,7 +338,8 @@ def _refine(arrays: list[Array], unit_of: Array, pinned: dict[int, str], kept: d
             keys = class_of[units]
         else:
             keys = np.unique(np.column_stack([class_of[units], occurrences]), axis=0, return_inverse=True)[1]
-        inverse = np.unique(keys.reshape(-1), return_inverse=True)[1]
+        keys = keys.reshape(-1)
+        inverse = np.zeros_like(keys) if (keys == keys[0]).all() else np.unique(keys, return_inverse=True)[1]
         class_of[units] = classes + inverse
         classes += int(inverse.max()) + 1
     return class_of

@@ -38,9 +38,9 @@ def decide(flow: Propagation) -> Array:
                 flow.tie(ids.take([0], _varying(units)[0]), ids)
         if open_lattices:
             unit_of = _connected(flow)
-    for node, ids in flow.lattices:
-        if len(np.unique(unit_of[ids])) == 1:
-            _pin_whole(flow, node, ids, unit_of)
+    whole = [(node, ids) for node, ids in flow.lattices if not _varying(unit_of[ids])]
+    if whole:
+        _pin(flow, whole, unit_of)
     return unit_of
 
 
@@ -90,10 +90,16 @@ def _connected(flow: Propagation) -> Array:
     return np.argsort(np.argsort(earliest))[labels]
 
 
-def _pin_whole(flow: Propagation, node: gs.Node, ids: Array, unit_of: Array) -> None:
-    """All channels of the lattice are one unit, as operators need all positions of each of its axes."""
-    unit = unit_of[ids.reshape(-1)[0]]
-    reasons = [reason for held, reason in flow.holds if (unit_of[held] == unit).any()]
-    shape = " x ".join(map(str, ids.shape))
-    because = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
-    flow.pin(ids, f"{layer_name(node)}: it makes {shape} of the channels, none of which can go without all{because}")
+def _pin(flow: Propagation, whole: list[tuple[gs.Node, Array]], unit_of: Array) -> None:
+    """All channels of these lattices are one unit each, as operators need all positions of each of their axes."""
+    reasons: dict[int, list[str]] = {}
+    for held, reason in flow.holds:
+        for unit in np.unique(unit_of[held]).tolist():
+            reasons.setdefault(unit, []).append(reason)
+    for node, ids in whole:
+        shape = " x ".join(map(str, ids.shape))
+        given = dict.fromkeys(reasons.get(int(unit_of[ids.reshape(-1)[0]]), []))
+        because = f" ({'; '.join(given)})" if given else ""
+        flow.pin(
+            ids, f"{layer_name(node)}: it makes {shape} of the channels, none of which can go without all{because}"
+        )

@@ -252,7 +252,9 @@ class Propagation:
         """The channels lie along these axes of this constant input, one for each axis of ``ids``; see ``Place``."""
         axes = (axes,) if isinstance(axes, int) else tuple(axes)
         shape = self.shape(node.inputs[index]) or ()
-        sizes = [ids.shape[at] if axis < 0 else (shape[axis] if axis < len(shape) else -1) for at, axis in enumerate(axes)]
+        sizes = [
+            ids.shape[at] if axis < 0 else (shape[axis] if axis < len(shape) else -1) for at, axis in enumerate(axes)
+        ]
         name = node.inputs[index].name
         if sizes != list(ids.shape):
             self.pin(ids, f"{layer_name(node)}: its constant {name} has other channels")
@@ -261,9 +263,17 @@ class Propagation:
             self.pin(ids, f"{layer_name(node)}: its constant {name} is an output of the model")
         self.places.append(Place(node, index, axes, ids, role, self.layer(node)))
 
-    def extent(self, node: gs.Node, source: int | str, entry: int | None, ids: Array, axis: int = 0, start: int = 0, stop: int | None = None) -> None:
-        """That number counts these channels; see ``Extent``."""
-        self.extents.append(Extent(node, source, entry, ids, axis, start, stop))
+    def extent(
+        self,
+        node: gs.Node,
+        source: int | str,
+        entry: int | None,
+        ids: Array,
+        axis: int = 0,
+        stretch: tuple[int, int | None] = (0, None),
+    ) -> None:
+        """That number counts the channels in a stretch along an axis; see ``Extent``."""
+        self.extents.append(Extent(node, source, entry, ids, axis, *stretch))
 
     def pick(self, node: gs.Node, ids: Array, axis: int) -> None:
         """The node's constant indices pick positions along that axis."""

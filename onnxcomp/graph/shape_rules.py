@@ -93,7 +93,7 @@ def split(flow: Propagation, node: gs.Node) -> None:
     start = 0
     for entry, (output, part, end) in enumerate(zip(node.outputs, parts, ends, strict=True)):
         if written:
-            flow.extent(node, source, entry, labels.ids, along, start, end)
+            flow.extent(node, source, entry, labels.ids, along, (start, end))
         elif not computed and part.shape == parts[0].shape:
             flow.tie(parts[0], part)  # equal parts stay equal
         flow.give(output, labels.axes, part)
@@ -147,15 +147,15 @@ def _stretch(flow: Propagation, node: gs.Node, entry: int, ids: Array, along: in
     count = len(range(*taken))
     if step == 1:
         if starts[entry] != 0:
-            flow.extent(node, 1 if in_inputs else "starts", entry, ids, along, 0, start)
+            flow.extent(node, 1 if in_inputs else "starts", entry, ids, along, (0, start))
         if not endless:
-            flow.extent(node, 2 if in_inputs else "ends", entry, ids, along, 0, end)
+            flow.extent(node, 2 if in_inputs else "ends", entry, ids, along, (0, end))
     elif step > 1 and size % step == 0 and 0 <= starts[entry] < step and count == size // step:
         runs = np.moveaxis(ids, along, -1)
         runs = runs.reshape(*runs.shape[:-1], count, step)
         flow.tie(runs[..., :1], runs)  # a run that goes leaves the others as they are
         if not endless:
-            flow.extent(node, 2 if in_inputs else "ends", entry, ids, along, 0, end)
+            flow.extent(node, 2 if in_inputs else "ends", entry, ids, along, (0, end))
     elif not (step == -1 and count == size and endless and starts[entry] == -1):
         flow.hold(ids, along, f"{layer_name(node)}: it picks channels other than one constant stretch")
     return slice(start, None if step < 0 and end < 0 else end, step)
