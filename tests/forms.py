@@ -126,18 +126,16 @@ def attention(net: Net, x: str, width: int, heads: int, form: str = "separate", 
     return net.matmul(joined, net.channels[x])
 
 
-def recurrent(net: Net, x: str, hidden: int, op: str = "LSTM", directions: int = 2, state: bool = False) -> str:
-    """Over (N, S, C), to (N, S, directions · hidden)."""
+def recurrent(net: Net, x: str, hidden: int, op: str = "LSTM", directions: int = 2, state: str | None = None) -> str:
+    """Over (N, S, C), to (N, S, directions · hidden), from a state."""
     gates, ins = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], net.channels[x]
     weights = [
         net.weight(directions, gates * hidden, ins, fan_in=2 * ins),
         net.weight(directions, gates * hidden, hidden, fan_in=2 * hidden),
         net.constant(net.rng.uniform(-0.5, 0.5, (directions, 2 * gates * hidden))),
     ]
-    if state:
-        size = net.constant([directions, 1, hidden], np.int64)
-        batch = net.node("Expand", net.constant(np.zeros((directions, 1, hidden))), size, channels=hidden)
-        weights += ["", batch]
+    if state is not None:
+        weights += ["", state]
     kind = {"direction": "bidirectional"} if directions == 2 else {}
     turned = net.node("Transpose", x, perm=[1, 0, 2])
     y = net.node(op, turned, *weights, channels=hidden, hidden_size=hidden, **kind)

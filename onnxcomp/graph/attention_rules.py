@@ -57,6 +57,7 @@ class _Side:
     Attributes:
         ids: its channels, with a name for each of their axes; None where it has none.
         present: names of its axes that are longer than 1.
+        followed: names of the axes that have channels, to begin with.
     """
 
     index: int
@@ -65,6 +66,7 @@ class _Side:
     names: list[Hashable]
     every: Axes
     present: set[Hashable]
+    followed: frozenset[Hashable]
 
     def drop(self, name: Hashable) -> None:
         """Without that axis, along which the channels are tied."""
@@ -97,8 +99,9 @@ def _side(flow: Propagation, node: gs.Node, index: int, every: Axes) -> _Side:
     labels, shape = flow.labels(tensor), flow.shape(tensor) or ()
     present = {name for name, size in zip(every, shape, strict=True) if size > 1}
     if labels is None:
-        return _Side(index, tensor, None, [], every, present)
-    return _Side(index, tensor, labels.ids, [every[axis] for axis in labels.axes], every, present)
+        return _Side(index, tensor, None, [], every, present, frozenset())
+    names = [every[axis] for axis in labels.axes]
+    return _Side(index, tensor, labels.ids, names, every, present, frozenset(names))
 
 
 def _sum_up(flow: Propagation, node: gs.Node, side: _Side, other: _Side, result: Axes) -> None:
@@ -114,7 +117,7 @@ def _sum_up(flow: Propagation, node: gs.Node, side: _Side, other: _Side, result:
         if side.ids is None or (name in result and (name not in other.present or name in other.names)):
             continue
         reason = f"it multiplies channels with {other.tensor.name}, whose channels cannot be followed"
-        if name not in result:
+        if name not in result and (name in other.followed or name not in other.present):
             reason = f"{node.op} over the channels"
         flow.hold(side.ids, side.names.index(name), f"{layer_name(node)}: {reason}")
         side.drop(name)

@@ -12,7 +12,7 @@ from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.layers import layer_name
 from onnxcomp.graph.propagate import Labels, Propagation
 
-__all__ = ["Follows", "Inferred", "Size", "Written", "bind", "is_read", "sizes"]
+__all__ = ["Follows", "Inferred", "Size", "Written", "bind", "is_read", "shown_axes", "sizes"]
 
 Array = np.ndarray[Any, Any]
 
@@ -28,6 +28,7 @@ class Written:
     node: gs.Node
     source: int | str
     entry: int
+    value: int
 
 
 @dataclass(frozen=True)
@@ -53,46 +54,62 @@ def sizes(flow: Propagation, node: gs.Node, index: int, rank: int, copies: bool 
     """
     if "shape" in node.attrs:
         values = [int(value) for value in node.attrs["shape"]]
-        found: list[Size] = [Written(node, "shape", entry) for entry in range(len(values))]
+        found: list[Size] = [Written(node, "shape", entry, value) for entry, value in enumerate(values)]
     else:
-        found, values = _entries(flow, node, index)
+        found = _entries(flow, node, index)
     if len(found) != rank:
         return [None] * rank
-    for axis, (size, value) in enumerate(zip(found, values, strict=True)):
-        if copies and isinstance(size, Written) and value <= 0:
-            keeps = value == 0 and not node.attrs.get("allowzero", 0)
+    for axis, size in enumerate(found):
+        if copies and isinstance(size, Written) and size.value <= 0:
+            keeps = size.value == 0 and not node.attrs.get("allowzero", 0)
             found[axis] = Follows(node.inputs[0], axis) if keeps else Inferred()
     return found
 
 
-def _entries(flow: Propagation, node: gs.Node, index: int) -> tuple[list[Size], list[int]]:
-    """The entries of an input that holds a shape; with their values where they are written, else 1."""
+def _entries(flow: Propagation, node: gs.Node, index: int) -> list[Size]:
+    """The entries of an input that holds a shape."""
     tensor = node.inputs[index]
     if (value := value_of(tensor)) is not None:
-        return [Written(node, index, entry) for entry in range(value.size)], value.reshape(-1).tolist()
-    length = (flow.shape(tensor) or (1,))[0] if flow.shape(tensor) else 1
-    unknown: tuple[list[Size], list[int]] = [None] * length, [1] * length
+        return [Written(node, index, entry, int(size)) for entry, size in enumerate(value.reshape(-1))]
+    length = (flow.shape(tensor) or (1,))[0]
     producer = tensor.inputs[0] if len(tensor.inputs) == 1 else None
     if producer is None or producer.domain not in (None, "", "ai.onnx"):
-        return unknown
+        return [None] * length
     if producer.op == "Shape":
         source = producer.inputs[0]
         rank = len(flow.shape(source) or ())
-        axes = range(rank)[producer.attrs.get("start", 0) : producer.attrs.get("end", rank)]
-        return [Follows(source, axis) for axis in axes], [1] * len(axes)
+        return [Follows(source, axis) for axis in shown_axes(producer, rank)]
+    found: list[Size]
     if producer.op in _PASSING and (producer.op != "Squeeze" or length == 1):
         found = _entries(flow, producer, 0)
     elif producer.op == "Concat":
-        parts = [_entries(flow, producer, part) for part in range(len(producer.inputs))]
-        found = [size for part in parts for size in part[0]], [value for part in parts for value in part[1]]
+        found = [size for part in range(len(producer.inputs)) for size in _entries(flow, producer, part)]
+    elif producer.op == "Mul" and length == 1:
+        found = [_multiple(flow, producer)]
     elif (chosen := _chosen(flow, producer)) is not None:
         every = _entries(flow, producer, 0)
-        found = [every[0][entry] for entry in chosen], [every[1][entry] for entry in chosen]
+        found = [every[entry] for entry in chosen]
     else:
-        return unknown
+        return [None] * length
     if is_read(flow, tensor, None):  # whoever else takes what is written there would see it change
-        found = [None if isinstance(size, Written) else size for size in found[0]], found[1]
+        found = [None if isinstance(size, Written) else size for size in found]
     return found
+
+
+def shown_axes(node: gs.Node, rank: int) -> list[int]:
+    """The axes whose sizes a Shape gives."""
+    return list(range(rank)[node.attrs.get("start", 0) : node.attrs.get("end", rank)])
+
+
+def _multiple(flow: Propagation, node: gs.Node) -> Size:
+    """A number times the size of an axis without channels, such as that of the samples."""
+    sizes = [size for index in (0, 1) for size in _entries(flow, node, index)]
+    written = [size for size in sizes if isinstance(size, Written)]
+    for size in sizes:
+        if isinstance(size, Follows) and len(written) == 1 and len(sizes) == 2:
+            labels = flow.labels(size.tensor)
+            return written[0] if labels is None or labels.at(size.axis) is None else None
+    return None
 
 
 def _chosen(flow: Propagation, node: gs.Node) -> list[int] | None:
@@ -120,7 +137,10 @@ def bind(flow: Propagation, node: gs.Node, found: list[Size], result: Labels | N
     for axis, size in enumerate(found):
         at = None if result is None else result.at(axis)
         ids = None if result is None or at is None else result.ids
-        if isinstance(size, Written):
+        if isinstance(size, Written) and ids is not None and size.value != ids.shape[at or 0]:
+            reason = f"its target shape counts {size.value} of {ids.shape[at or 0]} channels"
+            flow.hold(ids, at or 0, f"{layer_name(node)}: {reason}")
+        elif isinstance(size, Written):
             flow.claim(size.node, size.source, size.entry, ids, at or 0)
         elif isinstance(size, Follows):
             _follow(flow, node, size, ids, at or 0)

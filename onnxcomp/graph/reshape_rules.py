@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcomp.graph.constants import is_constant, value_of
-from onnxcomp.graph.dims import Inferred, Size, Written, bind, is_read, sizes
+from onnxcomp.graph.constants import is_constant
+from onnxcomp.graph.dims import Inferred, Size, Written, bind, is_read, shown_axes, sizes
 from onnxcomp.graph.layers import layer_name
 from onnxcomp.graph.propagate import Labels, Propagation, Rule
 
@@ -114,20 +114,19 @@ def expand(flow: Propagation, node: gs.Node) -> None:
     if is_constant(node.inputs[0]) and old and old[-1] == new[-1] > 1:  # a token for every sample, say
         labels = Labels((len(old) - 1,), flow.fresh(old[-1]))
         flow.place(node, 0, len(old) - 1, labels.ids, "out")
+    elif is_constant(node.inputs[0]) and new and becomes_state(node.outputs[0]):
+        labels = Labels((len(old) - 1,), flow.fresh(new[-1]))
     result = None if labels is None else Labels(tuple(axis + shift for axis in labels.axes), labels.ids)
     found = sizes(flow, node, 1, (flow.shape(node.inputs[1]) or (len(new),))[0])
     kept: list[Size] = [Inferred()] * (len(new) - len(found))  # axes that the target does not name
-    bind(flow, node, kept + [Inferred() if _is_one(size) else size for size in found], result)
+    bind(
+        flow,
+        node,
+        kept + [Inferred() if isinstance(size, Written) and size.value == 1 else size for size in found],
+        result,
+    )
     if result is not None:
         flow.give(node.outputs[0], result.axes, result.ids)
-
-
-def _is_one(size: Size) -> bool:
-    """A 1 that the graph asks for keeps the size of the axis."""
-    if not isinstance(size, Written) or not isinstance(size.source, int):
-        return False
-    value = value_of(size.node.inputs[size.source])
-    return value is not None and int(value.reshape(-1)[size.entry]) == 1
 
 
 def resize(flow: Propagation, node: gs.Node) -> None:
@@ -173,7 +172,7 @@ def shape_of_channels(flow: Propagation, node: gs.Node) -> None:
     if labels is None:
         return
     rank = len(shape or ())
-    axes = list(range(rank)[node.attrs.get("start", 0) : node.attrs.get("end", rank)])
+    axes = shown_axes(node, rank)
     for at, axis in enumerate(labels.axes):
         if shape is None or (axis in axes and is_read(flow, node.outputs[0], axes.index(axis))):
             reason = "the number of channels is read from the shape"
@@ -181,9 +180,24 @@ def shape_of_channels(flow: Propagation, node: gs.Node) -> None:
 
 
 def constant_of_shape(flow: Propagation, node: gs.Node) -> None:
-    """Its sizes stay what they are."""
-    if (shape := flow.shape(node.outputs[0])) is not None:
-        bind(flow, node, sizes(flow, node, 0, len(shape)), None)
+    """One number everywhere: it has channels where it is the state that a recurrent layer begins with."""
+    shape = flow.shape(node.outputs[0])
+    if not shape:
+        return
+    labels = Labels((len(shape) - 1,), flow.fresh(shape[-1])) if becomes_state(node.outputs[0]) else None
+    bind(flow, node, sizes(flow, node, 0, len(shape)), labels)
+    if labels is not None:
+        flow.give(node.outputs[0], labels.axes, labels.ids)
+
+
+def becomes_state(tensor: gs.Tensor, depth: int = 4) -> bool:
+    """Whether the tensor, or a part of it, is the initial state of an LSTM, GRU or RNN."""
+    for reader in tensor.outputs:
+        if reader.op in ("LSTM", "GRU", "RNN"):
+            return any(item is tensor for item in reader.inputs[5:7])
+        if depth and reader.op in ("Expand", "Gather", "Identity", "Slice", "Split", "Unsqueeze"):
+            return any(becomes_state(output, depth - 1) for output in reader.outputs)
+    return False
 
 
 RESHAPE_RULES: dict[str, Rule] = {

@@ -128,6 +128,30 @@ def layer_norm(flow: Propagation, node: gs.Node) -> None:
     flow.give(node.outputs[0], labels.axes, labels.ids)
 
 
+def skip_layer_norm(flow: Propagation, node: gs.Node) -> None:
+    """com.microsoft: LayerNormalization of a sum, with scale, shift and a bias for each of the channels."""
+    found = [labels for _, labels in flow.labelled_inputs(node)]
+    if not found:
+        return
+    last = len(flow.shape(node.inputs[0]) or ()) - 1
+    constants = [index for index in range(2, len(node.inputs)) if node.inputs[index].name]
+    if any(not is_constant(node.inputs[index]) for index in constants) or any(
+        labels.axes != (last,) for labels in found
+    ):
+        flow.pin_inputs(node, "its operands are no channels along the last axis, or its parameters are not constant")
+        return
+    if len(found) < 2:
+        flow.pin_inputs(node, "its other operand has channels that cannot be followed")
+    ids = found[0].ids
+    flow.tie(ids, found[-1].ids)
+    flow.pin(ids, f"{layer_name(node)}: {node.op} over the channels", movable=True)
+    for index in constants:
+        flow.place(node, index, 0, ids, "along")
+    for output in node.outputs:
+        if output.name and (index := len(flow.shape(output) or ()) - 1) == last:
+            flow.give(output, index, ids)
+
+
 def along_an_axis(flow: Propagation, node: gs.Node) -> None:
     """The outputs depend on all entries along the axis, mostly in whatever order they are."""
     labels, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0])
@@ -209,4 +233,10 @@ RULES: dict[str, Rule] = {
     **LAYER_RULES,
     **ATTENTION_RULES,
     **RECURRENT_RULES,
+    **_table("com.microsoft.Gelu com.microsoft.QuickGelu", unary),
+    **_table("com.microsoft.BiasGelu com.microsoft.FastGelu", elementwise),
+    **_table(
+        "com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization",
+        skip_layer_norm,
+    ),
 }
