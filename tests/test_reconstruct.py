@@ -22,6 +22,7 @@ from onnxcomp.linalg.reconstruct import (
     norm_order,
     prediction_error,
     removal_order,
+    scaled,
 )
 
 Array = np.ndarray[Any, Any]
@@ -111,7 +112,8 @@ def test_loss_of_a_unit_is_what_a_refit_leaves(width: int) -> None:
     energy = np.trace(W @ H[0] @ W.T)
     assert reader.energy == pytest.approx(energy)
     expected = [residual(np.delete(x, unit, axis=1), x @ W.T) / energy for unit in columns]
-    order, losses = removal_order([reader], 1)
+    found = removal_order([reader], 1)
+    order, losses = found.order, found.losses
     assert order[0] == np.argmin(expected)
     assert losses[1] == pytest.approx(min(expected), rel=1e-6)
 
@@ -122,7 +124,8 @@ def test_losses_of_a_sequence_add_up_to_what_a_refit_leaves(width: int) -> None:
     x, W = samples(rng, 400, 12), rng.standard_normal((5, 12))
     columns = np.arange(12).reshape(-1, width)
     reader = Reader(W[None], moments_of(x).covariance, columns, damping=0.0)
-    order, losses = removal_order([reader], len(columns) - 1)
+    found = removal_order([reader], len(columns) - 1)
+    order, losses = found.order, found.losses
     assert len(set(order.tolist())) == len(columns) - 1
     for count in range(len(columns)):
         gone = columns[order[:count]].reshape(-1)
@@ -130,13 +133,38 @@ def test_losses_of_a_sequence_add_up_to_what_a_refit_leaves(width: int) -> None:
         assert losses[count] == pytest.approx(left, rel=1e-6, abs=1e-9)
 
 
+def test_weights_along_a_sequence_are_what_a_refit_gives() -> None:
+    rng = np.random.default_rng(14)
+    x, W = samples(rng, 400, 12), rng.standard_normal((5, 12))
+    H = moments_of(x).covariance
+    found = removal_order([Reader(W[None], H, np.arange(12)[:, None], damping=0.02)], 8, (0.25, 1.0))
+    assert sorted(found.weights) == [2, 8]
+    for count, (fitted_W,) in found.weights.items():
+        left = np.setdiff1d(np.arange(12), found.order[:count])
+        assert not fitted_W[0][:, found.order[:count]].any()
+        # damped towards the original: the regression of the whole output, the original as its prior
+        cross, inner = W @ H[0][:, left], H[0][np.ix_(left, left)]
+        level = 0.02 * np.diag(H[0]).mean() / np.diag(inner).mean()
+        np.testing.assert_allclose(
+            fitted_W[0][:, left], least_squares(W[:, left], cross, inner, level), rtol=1e-7, atol=1e-9
+        )
+
+
+def test_a_curve_goes_through_what_was_measured() -> None:
+    losses = np.array([0.0, 0.01, 0.1, 1.0, 10.0])
+    np.testing.assert_allclose(scaled(losses, [1], [0.05]), 5 * losses)
+    np.testing.assert_allclose(scaled(losses, [1, 3], [0.01, 4.0]), [0.0, 0.01, 0.2, 4.0, 40.0])
+    np.testing.assert_allclose(scaled(losses, [2, 3], [0.5, 0.2]), [0.0, 0.05, 0.5, 0.5, 2.0])
+    np.testing.assert_allclose(scaled(np.array([0.0, 0.0, 2.0]), [2], [1.0]), [0.0, 0.0, 1.0])
+
+
 def test_batches_of_removals_lose_hardly_more_than_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     x, W = samples(rng, 2000, 64, rank=40) + 0.1 * rng.standard_normal((2000, 64)), rng.standard_normal((8, 64))
     reader = Reader(W[None], moments_of(x).covariance, np.arange(64)[:, None])
-    exact = removal_order([reader], 48)[1]
+    exact = removal_order([reader], 48).losses
     monkeypatch.setattr("onnxcomp.linalg.reconstruct.ROUNDS", 8)
-    batched = removal_order([reader], 48)[1]
+    batched = removal_order([reader], 48).losses
     assert not np.array_equal(exact, batched)
     assert batched[-1] <= 1.1 * exact[-1]
 
@@ -146,7 +174,8 @@ def test_readers_are_summed_relative_to_their_outputs() -> None:
     H = np.eye(3)[None]
     first = Reader(np.array([[[3.0, 1.0, 1.0]]]), H, np.arange(3)[:, None], damping=0.0)
     second = Reader(1e3 * np.array([[[0.1, 3.0, 0.2]]]), H, np.arange(3)[:, None], damping=0.0)
-    order, losses = removal_order([first, second], 2)
+    found = removal_order([first, second], 2)
+    order, losses = found.order, found.losses
     assert order.tolist() == [2, 0]
     assert losses[1] == pytest.approx(1 / 11 + 0.04 / (9 + 0.05))
 
@@ -156,7 +185,8 @@ def test_inputs_that_never_vary_are_free_and_go_first() -> None:
     x = samples(rng, 200, 6)
     x[:, [1, 4]] = 7.0
     reader = Reader(10 * rng.standard_normal((1, 3, 6)), moments_of(x).covariance, np.arange(6)[:, None])
-    order, losses = removal_order([reader], 3)
+    found = removal_order([reader], 3)
+    order, losses = found.order, found.losses
     assert sorted(order[:2].tolist()) == [1, 4]
     assert losses[2] == 0.0
     assert losses[3] > 0.0
@@ -166,7 +196,8 @@ def test_inputs_that_never_vary_are_free_and_go_first() -> None:
 @pytest.mark.parametrize("damping", [0.0, DAMPING])
 def test_singular_covariances_are_damped_until_they_can_be_solved(H: Array, damping: float) -> None:
     W = np.ones((2, 4))
-    order, losses = removal_order([Reader(W[None], H[None], np.arange(4)[:, None], damping)], 3)
+    found = removal_order([Reader(W[None], H[None], np.arange(4)[:, None], damping)], 3)
+    order, losses = found.order, found.losses
     assert len(set(order.tolist())) == 3
     assert np.isfinite(losses).all()
     assert np.isfinite(least_squares(W, W @ H, H, damping)).all()

@@ -3,70 +3,105 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from onnxcomp.graph.constants import shape_of
-from onnxcomp.graph.cost import Cost, cost
+from onnxcomp.graph.cost import cost
 from onnxcomp.graph.groups import Group, Slot
 from onnxcomp.model import Model
 
-__all__ = ["GroupCost"]
+__all__ = ["GroupCost", "Price", "Prices", "by_layer", "operations", "parameters"]
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
-Unit = Literal["flops", "parameters"]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a constant costs.
+
+    Attributes:
+        whole: as it is.
+        fixed: the part of it that stays however small the constant becomes.
+    """
+
+    whole: float
+    fixed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a model costs in some unit.
+
+    Attributes:
+        total: of the model as it is.
+        of: the part of it that falls as the constant in a slot becomes smaller.
+    """
+
+    total: float
+    of: Callable[[Slot], Price]
+
+
+def operations(model: Model, shapes: Shapes) -> Prices:
+    """Multiply-accumulates of one run, as ``graph.cost`` counts them."""
+    whole = cost(model, shapes)
+    return by_layer({name: Price(float(found.macs)) for name, found in whole.per_layer.items()}, whole.flops / 2)
+
+
+def parameters(model: Model, shapes: Shapes) -> Prices:
+    """Elements of the weights, as ``graph.cost`` counts them."""
+    return Prices(cost(model, shapes).parameters, lambda slot: Price(float(math.prod(_shape(slot)))))
+
+
+def by_layer(prices: Mapping[str, Price], total: float) -> Prices:
+    """Prices of whole layers by name: their weight has all of it."""
+
+    def of(slot: Slot) -> Price:
+        is_weight = slot.layer is not None and slot.index == slot.layer.weight_index
+        return prices.get(slot.layer.name, Price(0.0)) if slot.layer is not None and is_weight else Price(0.0)
+
+    return Prices(total, of)
 
 
 @dataclass
 class _Term:
     """The cost of one constant, which falls with every axis that becomes shorter."""
 
-    whole: float
+    price: Price
     sizes: dict[int, int] = field(default_factory=dict)  # of its axes
     shares: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # by axis: curve, positions of a unit
 
     def value(self, removed: Sequence[int]) -> float:
-        value = self.whole
+        share = 1.0
         for axis, size in self.sizes.items():
             gone = sum(removed[index] * positions for index, positions in self.shares[axis])
-            value *= (size - gone) / size
-        return value
+            share *= (size - gone) / size
+        return self.price.fixed + (self.price.whole - self.price.fixed) * share
 
 
 class GroupCost:
     """The cost of the whole model while groups lose units in steps; see ``linalg.allocate``.
 
     Args:
-        model: what is to be pruned.
-        shapes: of its tensors in one run.
+        prices: of the model as it is.
         groups: that may lose units.
         removed: for each group, how many units are gone after 0, 1, 2, … steps.
-        unit: multiply-accumulates of one run, or parameters, as ``graph.cost`` counts them.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        shapes: Shapes,
-        groups: Sequence[Group],
-        removed: Sequence[Sequence[int]],
-        unit: Unit,
-    ) -> None:
-        whole = cost(model, shapes)
+    def __init__(self, prices: Prices, groups: Sequence[Group], removed: Sequence[Sequence[int]]) -> None:
         self._removed = removed
         self._of_group: list[list[_Term]] = [[] for _ in groups]
         terms: dict[tuple[int, int], _Term] = {}
         for index, group in enumerate(groups):
             for slot in group.slots:
-                term = terms.setdefault((id(slot.node), slot.index), _Term(_slot_cost(slot, whole, unit)))
+                term = terms.setdefault((id(slot.node), slot.index), _Term(prices.of(slot)))
                 self._add(term, index, slot)
         self._terms = list(terms.values())
-        every = whole.flops / 2 if unit == "flops" else whole.parameters
-        self._fixed = every - sum(term.whole for term in self._terms)
+        self._fixed = prices.total - sum(term.price.whole for term in self._terms)
 
     def total(self, steps: Sequence[int]) -> float:
         """The cost after so many steps of each group."""
@@ -88,15 +123,6 @@ class GroupCost:
         term.shares.setdefault(slot.axis, []).append((index, slot.positions.shape[1]))
         if all(term is not other for other in self._of_group[index]):
             self._of_group[index].append(term)
-
-
-def _slot_cost(slot: Slot, whole: Cost, unit: Unit) -> float:
-    """What the constant costs: of the layer's multiply-accumulates its weight has all."""
-    if unit == "parameters":
-        return float(math.prod(_shape(slot)))
-    is_weight = slot.layer is not None and slot.index == slot.layer.weight_index
-    found = whole.per_layer.get(slot.layer.name) if slot.layer is not None and is_weight else None
-    return 0.0 if found is None else float(found.macs)
 
 
 def _shape(slot: Slot) -> tuple[int, ...]:

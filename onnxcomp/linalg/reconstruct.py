@@ -22,12 +22,14 @@ from onnxcomp.linalg.moments import Moments
 
 __all__ = [
     "Reader",
+    "Removals",
     "damping_for",
     "fitted",
     "least_squares",
     "norm_order",
     "prediction_error",
     "removal_order",
+    "scaled",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -38,6 +40,7 @@ DAMPING = 0.01
 SAMPLES_PER_INPUT = 8  # with fewer, H promises more than new samples keep, and is damped more
 LEAST_DAMPING = 1e-9  # where none was asked for and H is singular
 DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+NEGLIGIBLE = 1e-30  # weights; products with them may be subnormal numbers, which CPUs take a hundred times longer for
 CANDIDATES = 4  # how many units are looked at for each that is removed before H⁻¹ is brought up to date
 ROUNDS = 32
 
@@ -69,15 +72,31 @@ def damping_for(samples: int, inputs: int) -> float:
     return DAMPING * max(1.0, SAMPLES_PER_INPUT * inputs / max(1, samples))
 
 
-def removal_order(readers: Sequence[Reader], most: int) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Removals:
+    """Units removed one after the other.
+
+    Attributes:
+        order: the units, first to last.
+        losses: after 0, 1, 2, … of them, from 0 on.
+        weights: after some numbers of them, what W of each reader has become.
+    """
+
+    order: Array
+    losses: Array
+    weights: dict[int, list[Array]]
+
+
+def removal_order(readers: Sequence[Reader], most: int, shares: Sequence[float] = ()) -> Removals:
     """Remove units one after the other, each time the one that costs least in all its readers together.
 
     Losses are relative to the variance of each reader's outputs. To save time, H⁻¹ is brought up to date for
     whole batches of units, and for the best candidates of the batch meanwhile.
 
-    Returns:
-        the first ``most`` units in the order of their removal, and the total loss (most + 1 values from 0 on)
-        after each.
+    Args:
+        readers: all layers that read the units.
+        most: how many are removed.
+        shares: of these; weights are kept at the end of the batches that reach them.
     """
     states = [_State.of(reader) for reader in readers]
     units = len(readers[0].columns)
@@ -85,6 +104,8 @@ def removal_order(readers: Sequence[Reader], most: int) -> tuple[Array, Array]:
     left = np.arange(units)
     order: list[int] = []
     losses = [0.0]
+    wanted = [share * most for share in sorted(shares)]
+    weights: dict[int, list[Array]] = {}
     while len(order) < most:
         scores = sum(state.scores(left) for state in states)
         candidates = np.sort(left[np.argsort(scores, kind="stable")[: CANDIDATES * batch]])
@@ -103,7 +124,9 @@ def removal_order(readers: Sequence[Reader], most: int) -> tuple[Array, Array]:
         left = np.setdiff1d(left, candidates[removed])
         for state in states:
             state.remove(candidates[removed])
-    return np.array(order, dtype=np.int64), np.array(losses)
+        if any(len(order) - len(removed) < count <= len(order) for count in wanted):
+            weights[len(order)] = [state.W.copy() for state in states]
+    return Removals(np.array(order, dtype=np.int64), np.array(losses), weights)
 
 
 @dataclass
@@ -144,7 +167,8 @@ class _State:
         solved = np.linalg.solve(rows[:, :, g], rows)
         self.W -= self.W[:, :, g] @ solved
         self.Hinv -= rows.swapaxes(1, 2) @ solved
-        self.W[:, :, g] = 0.0
+        # Zero but for rounding, which would come back with the next removal.
+        self.Hinv[:, g], self.Hinv[:, :, g], self.W[:, :, g] = 0.0, 0.0, 0.0
 
 
 def _inverse(H: Array, damping: float) -> Array:
@@ -167,6 +191,25 @@ def _damped_cholesky(H: Array, damping: float) -> tuple[Array, bool]:
             return factor
         except np.linalg.LinAlgError:
             damping = max(10.0 * damping, LEAST_DAMPING)
+
+
+def scaled(losses: Array, counts: Sequence[int], measured: Sequence[float]) -> Array:
+    """A curve of losses that goes through measured ones, and between them in proportion as before.
+
+    The factor between the two is interpolated over the logarithm of the loss; outside of the measured it is that of
+    the nearest. The result does not fall.
+
+    Args:
+        losses: after 0, 1, 2, … removals, rising from 0.
+        counts: of removals, where the loss is above zero, rising.
+        measured: at these, above zero.
+    """
+    known = losses[np.asarray(counts)]
+    factors = np.log(np.asarray(measured) / known)
+    tiny = np.finfo(np.float64).tiny
+    factor = np.exp(np.interp(np.log(np.maximum(losses, tiny)), np.log(known), factors))
+    result: Array = np.maximum.accumulate(np.where(losses > 0.0, losses * factor, 0.0))
+    return result
 
 
 def least_squares(prior: Array, cross: Array, H: Array, damping: float) -> Array:
@@ -199,6 +242,7 @@ def fitted(prior: Array, fitting: Moments, held_out: Moments) -> tuple[Array, Ar
     errors = [prediction_error(*_solve(prior, fitting, damping), judged) for damping in choices]
     best = int(np.argmin(errors))
     W, b = _solve(prior, fitting + held_out, choices[best])
+    W[np.abs(W) < NEGLIGIBLE] = 0.0
     return W, b, errors[best]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from onnxcomp.data import Dataset
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.remains import Kept
 from onnxcomp.linalg.reconstruct import fitted
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -23,24 +23,17 @@ from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.regression import Regression, observe_pairs
 from onnxcomp.runtime.stages import stages
 
-__all__ = ["Kept", "refit"]
+__all__ = ["can_fit", "refit"]
 
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What is left of an original layer.
-
-    Attributes:
-        layer: in the compressed model.
-        columns: of the original's ``matrix()``, (inputs,).
-        rows: of the original's ``matrix()``, (groups, outputs of a group).
-    """
-
-    layer: WeightedLayer
-    columns: Array
-    rows: Array
+def can_fit(layer: WeightedLayer, most_inputs: int) -> bool:
+    """Whether least squares can make up for anything in it: a depthwise kernel has but one channel to do it with."""
+    if layer.kind == "other" or layer.shared or layer.quantized or layer.nested:
+        return False
+    inputs = layer.shape[layer.in_axis] // (layer.groups if layer.kind == "ConvTranspose" else 1)
+    return (layer.groups == 1 or inputs > 1) and layout_of(layer).size <= most_inputs
 
 
 def refit(

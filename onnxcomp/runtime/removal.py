@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.moments import Moments
-from onnxcomp.linalg.reconstruct import Reader, damping_for, least_squares, norm_order, removal_order
+from onnxcomp.linalg.reconstruct import Reader, damping_for, norm_order, removal_order, scaled
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.layouts import layout_of
@@ -29,6 +29,7 @@ Array = np.ndarray[Any, Any]
 
 MAX_BYTES = 256 * 2**20  # of covariances that are held at once
 NOTHING = 1e-7  # relative losses below this are rounding errors
+MEASURED_AT = (0.1, 0.4, 1.0)  # of the units that may go: there the noise of the outputs is measured
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,12 @@ def measured_removals(
     dataset: Dataset,
     probe: Dataset,
     progress: Progress = silent,
+    original: Model | None = None,
 ) -> list[Removal]:
     """With data: the loss that is left when the layers that read the units make up for them.
 
     The loss in a group's readers is found for every unit; how much of it reaches the model's outputs is measured
-    once for each group, by removing half of its units.
+    for each group, by removing some, half and all of the units that may go.
 
     Args:
         model: is left as it is.
@@ -99,26 +101,39 @@ def measured_removals(
         dataset: samples to observe.
         probe: samples to measure the outputs on.
         progress: shows the batches.
+        original: whose outputs count, where the model has lost channels before.
 
     Raises:
         InputError: the model does not run on the data.
     """
-    reference = list(outputs(model, probe)) if groups else []
-    found: list[tuple[Removal, float]] = []
+    reference = list(outputs(original or model, probe)) if groups else []
+    so_far = _noise(reference, outputs(model, probe)) if groups and original is not None else 0.0
+    found: list[tuple[Removal, list[tuple[int, float]]]] = []
     for chunk in _chunks(groups):
         moments = _observe(model, [groups[index] for index in chunk], dataset, progress)
-        for index in chunk:
+        for index in progress(chunk, "measuring losses", len(chunk)):
             group = groups[index]
             seen = [moments[layer.name].moments for layer, _ in readers(group)]
-            removal = _order(group, seen, most[index])
-            found.append((removal, _transfer(model, group, seen, removal, probe, reference)))
-    known = [transfer for _, transfer in found if 0.0 < transfer < math.inf]
-    usual = float(np.median(known)) if known else 1.0
-    least = min(known, default=1.0)  # for what is too small to be seen in the outputs
+            removal, weights = _order(group, seen, most[index])
+            measured = _at_outputs(model, group, seen, weights, probe, reference)
+            found.append((removal, [(count, noise - so_far) for count, noise in measured]))
+    return _comparable(found)
+
+
+def _comparable(found: Sequence[tuple[Removal, Sequence[tuple[int, float]]]]) -> list[Removal]:
+    """Losses of the readers turned into losses of the model's outputs, as far as those were measured."""
+    ratios = [
+        noise / float(removal.losses[count]) for removal, measured in found for count, noise in measured if noise > 0.0
+    ]
+    known = [ratio for ratio in ratios if 0.0 < ratio < math.inf]
+    usual, least = (float(np.median(known)), min(known)) if known else (1.0, 1.0)
     result = []
-    for removal, transfer in found:
-        factor = max(transfer, least) if math.isfinite(transfer) else usual
-        result.append(Removal(removal.order, removal.losses * factor))
+    for removal, measured in found:
+        counts = [count for count, _ in measured]
+        # What is too small to be seen in the outputs counts as the least that was seen.
+        noises = [max(noise, least * float(removal.losses[count])) for count, noise in measured]
+        losses = scaled(removal.losses, counts, noises) if measured else removal.losses * usual
+        result.append(Removal(removal.order, losses))
     return result
 
 
@@ -150,48 +165,46 @@ def _observe(model: Model, groups: Sequence[Group], dataset: Dataset, progress: 
     return moments
 
 
-def _order(group: Group, seen: Sequence[Moments], most: int) -> Removal:
+def _order(group: Group, seen: Sequence[Moments], most: int) -> tuple[Removal, dict[int, list[Array]]]:
+    """The group's removal, and after some of them what the weights of its readers have become."""
     if not all(moments.finite for moments in seen):
-        return Removal(np.arange(most), np.concatenate([[0.0], np.full(most, math.inf)]))
+        return Removal(np.arange(most), np.concatenate([[0.0], np.full(most, math.inf)])), {}
     layers = [
         Reader(layer.matrix(), moments.covariance, columns, damping_for(moments.count, moments.mean.shape[1]))
         for (layer, columns), moments in zip(readers(group), seen, strict=True)
     ]
-    order, losses = removal_order(layers, most)
-    return Removal(order, np.where(losses < NOTHING, 0.0, losses))
+    found = removal_order(layers, most, MEASURED_AT)
+    removal = Removal(found.order, np.where(found.losses < NOTHING, 0.0, found.losses))
+    return removal, {count: each for count, each in found.weights.items() if removal.losses[count] > 0.0}
 
 
-def _transfer(
+def _at_outputs(
     model: Model,
     group: Group,
     seen: Sequence[Moments],
-    removal: Removal,
+    weights: Mapping[int, Sequence[Array]],
     probe: Dataset,
     reference: Sequence[dict[str, Any]],
-) -> float:
-    """Relative error of the model's outputs for each unit of loss; NaN where it cannot be told."""
-    half = max(1, len(removal.order) // 2)
-    if removal.losses[half] <= 0.0 or not removal.measurable:
-        return math.nan
-    state = model.checkpoint()
-    try:
-        for (layer, columns), moments in zip(readers(group), seen, strict=True):
-            _disconnect(model, layer, columns[removal.order[:half]].reshape(-1), moments)
-        sqnr = fidelity(reference, outputs(model, probe)).sqnr_db
-    finally:
-        state.restore()
-    error: float = 10.0 ** (-sqnr / 10.0)
-    return error / float(removal.losses[half])
+) -> list[tuple[int, float]]:
+    """Noise of the model's outputs over their signal with these weights of the readers: how many units went, and the
+    noise, where it is finite.
+    """
+    measured = []
+    for count, each in weights.items():
+        state = model.checkpoint()
+        try:
+            for (layer, _), moments, W in zip(readers(group), seen, each, strict=True):
+                shift = ((layer.matrix() - W) @ moments.mean[:, :, None])[:, :, 0]
+                layer.set_matrix(W)
+                shift_outputs(model, layer, shift)
+            noise = _noise(reference, outputs(model, probe))
+        finally:
+            state.restore()
+        if math.isfinite(noise):
+            measured.append((count, noise))
+    return measured
 
 
-def _disconnect(model: Model, layer: WeightedLayer, columns: Array, moments: Moments) -> None:
-    """Make the layer do without these inputs, as well as it can."""
-    W, H = layer.matrix(), moments.covariance
-    left = np.setdiff1d(np.arange(W.shape[2]), columns)
-    fitted = np.zeros_like(W)
-    for group in range(len(W)):
-        cross = W[group] @ H[group][:, left]
-        prior, inner = W[group][:, left], H[group][np.ix_(left, left)]
-        fitted[group][:, left] = least_squares(prior, cross, inner, damping_for(moments.count, len(inner)))
-    layer.set_matrix(fitted)
-    shift_outputs(model, layer, ((W - fitted) @ moments.mean[:, :, None])[:, :, 0])
+def _noise(reference: Sequence[dict[str, Any]], candidate: Iterator[dict[str, Any]]) -> float:
+    noise: float = 10.0 ** (-fidelity(reference, candidate).sqnr_db / 10.0)
+    return noise

@@ -1,0 +1,158 @@
+"""How far channels are removed: until a share of some cost is gone, or until the model is so much faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from onnxcomp.graph.budget import GroupCost, Prices, operations, parameters
+from onnxcomp.graph.groups import select
+from onnxcomp.linalg.allocate import allocate
+from onnxcomp.model import Model
+from onnxcomp.progress import Progress, silent
+from onnxcomp.runtime.channels import Candidates
+from onnxcomp.runtime.layer_times import layer_times
+from onnxcomp.runtime.removal import Removal
+from onnxcomp.runtime.session import Feeds
+from onnxcomp.runtime.timings import TimingTable
+
+__all__ = ["Budget", "ShareBudget", "SpeedBudget", "units_gone"]
+
+Array = np.ndarray[Any, Any]
+
+TRIALS = 7  # of a speed: each halves the range of shares that it is searched in
+SECONDS = 1.0  # of timed runs of a trial
+
+
+class Budget(Protocol):
+    """What removal is to reach."""
+
+    def gone(self, found: Candidates, removals: Sequence[Removal], part: float) -> list[Array]:
+        """The units to remove from each group now.
+
+        Args:
+            found: the channels of the model as it is now.
+            removals: of its groups.
+            part: of the whole way that is to be behind then, 0 to 1.
+        """
+
+    def shortfall(self) -> str:
+        """What was not reached, as a sentence; empty where all was."""
+
+
+@dataclass
+class ShareBudget:
+    """Remove a share of the operations or of the parameters.
+
+    Attributes:
+        unit: which.
+        share: of those of the first model.
+    """
+
+    unit: Literal["flops", "parameters"]
+    share: float
+    _whole: float = 0.0
+    _reached: float = 1.0
+
+    def gone(self, found: Candidates, removals: Sequence[Removal], part: float) -> list[Array]:
+        """See ``Budget``."""
+        prices = (operations if self.unit == "flops" else parameters)(found.model, found.shapes)
+        bill = GroupCost(prices, found.groups, found.counts)
+        self._whole = self._whole or prices.total
+        steps = allocate(_losses(found, removals), bill, (1.0 - self.share) ** part * self._whole)
+        self._reached = 1.0 - bill.total(steps) / self._whole if self._whole else 0.0
+        return units_gone(found, removals, steps)
+
+    def shortfall(self) -> str:
+        """See ``Budget``."""
+        if self._reached >= self.share - 1e-9:
+            return ""
+        unit = "multiply-accumulates" if self.unit == "flops" else "parameters"
+        return (
+            f"prune removed {self._reached:.1%} of the {unit}, not the {self.share:.1%} asked for: "
+            "no more channels may go (the report says why for each layer)"
+        )
+
+
+@dataclass
+class SpeedBudget:
+    """Remove what costs least for the time it takes, until the whole model is so much faster than the first.
+
+    The time of a layer is measured on its own; how much has to go is found by timing pruned models.
+
+    Attributes:
+        speedup: time of the first model over that of the result.
+        first: the model before anything went.
+        feeds: one sample to time on.
+        timings: where times are kept, or come from; without them the speed is estimated from operations.
+        threads: intra-op threads.
+        progress: shows the layers that are timed.
+    """
+
+    speedup: float
+    first: Model
+    feeds: Feeds
+    timings: TimingTable
+    threads: int = 1
+    progress: Progress = silent
+    _reached: float = field(default=1.0, init=False)
+
+    def gone(self, found: Candidates, removals: Sequence[Removal], part: float) -> list[Array]:
+        """See ``Budget``."""
+        wanted = self.speedup**part
+        prices = layer_times(found.model, found.shapes, self.timings, self.threads, self.progress)
+        prices = prices or operations(found.model, found.shapes)
+        bill = GroupCost(prices, found.groups, found.counts)
+        losses = _losses(found, removals)
+        low, high = 0.0, 1.0  # the share of the time that has to go
+        best: tuple[float, list[int]] | None = None
+        share = min(0.9, 1.0 - 1.0 / wanted)
+        for _ in range(TRIALS):
+            steps = allocate(losses, bill, (1.0 - share) * prices.total)
+            speed = self._speed(found, removals, steps, prices, bill)
+            if speed >= wanted:
+                best, high = (speed, steps), share
+            else:
+                low = share
+            share = (low + high) / 2
+        if best is None:
+            steps = allocate(losses, bill, 0.0)
+            best = self._speed(found, removals, steps, prices, bill), steps
+        self._reached = best[0]
+        return units_gone(found, removals, best[1])
+
+    def _speed(
+        self, found: Candidates, removals: Sequence[Removal], steps: Sequence[int], prices: Prices, bill: GroupCost
+    ) -> float:
+        """Of the model after these steps, against the first."""
+        trial = found.model.copy()
+        again = Candidates.of(trial, found.shapes, found.align)
+        for group, units in zip(again.groups, units_gone(found, removals, steps), strict=True):
+            if len(units):
+                select(group, np.setdiff1d(np.arange(group.size), units))
+        timed = self.timings.compare("channels removed", self.first, trial, self.feeds, self.threads, SECONDS)
+        return timed.ratio if timed is not None else prices.total / max(bill.total(steps), 1e-12)
+
+    def shortfall(self) -> str:
+        """See ``Budget``."""
+        if self._reached >= self.speedup:
+            return ""
+        return (
+            f"prune made the model {self._reached:.2f}x as fast, not {self.speedup:g}x: no more channels may go "
+            "(the report says why for each layer)"
+        )
+
+
+def units_gone(found: Candidates, removals: Sequence[Removal], steps: Sequence[int]) -> list[Array]:
+    """The units of each group that so many steps remove, ascending."""
+    return [
+        np.sort(removal.order[: counts[step]])
+        for removal, counts, step in zip(removals, found.counts, steps, strict=True)
+    ]
+
+
+def _losses(found: Candidates, removals: Sequence[Removal]) -> list[Array]:
+    return [removal.losses[counts] for removal, counts in zip(removals, found.counts, strict=True)]
