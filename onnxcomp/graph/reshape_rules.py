@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,9 +15,9 @@ from onnxcomp.graph.dims import Inferred, Size, Written, bind, is_read, shown_ax
 from onnxcomp.graph.layers import layer_name
 from onnxcomp.graph.propagate import Labels, Propagation, Rule
 
-__all__ = ["RESHAPE_RULES", "regrouped"]
+__all__ = ["RESHAPE_RULES"]
 
-Blocks = Sequence[tuple[range, range]]
+_LARGE = 2**20  # positions of a lattice; larger ones are not worth the memory
 
 
 def reshape(flow: Propagation, node: gs.Node) -> None:
@@ -24,11 +27,10 @@ def reshape(flow: Propagation, node: gs.Node) -> None:
     if old is None or new is None:
         flow.pin_inputs(node, "the shape of an operand is not known")
         return
-    result = None if labels is None else regrouped(labels, old, new)
-    if labels is not None and result is None:
-        flow.pin_inputs(node, "it makes other axes of a tensor without entries")
+    result = None if labels is None else _regrouped(flow, node, labels, old, new)
     bind(flow, node, sizes(flow, node, 1, len(new), copies=True), result)
-    _give(flow, node, labels, result)
+    if result is not None:
+        flow.give(node.outputs[0], result.axes, result.ids)
 
 
 def flatten(flow: Propagation, node: gs.Node) -> None:
@@ -37,55 +39,99 @@ def flatten(flow: Propagation, node: gs.Node) -> None:
     old, new = flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or old is None or new is None:
         return
-    result = regrouped(labels, old, new)
-    if result is None:
-        flow.pin_inputs(node, "it makes other axes of a tensor without entries")
-    _give(flow, node, labels, result)
+    if (result := _regrouped(flow, node, labels, old, new)) is not None:
+        flow.give(node.outputs[0], result.axes, result.ids)
 
 
-def _give(flow: Propagation, node: gs.Node, labels: Labels | None, result: Labels | None) -> None:
-    if labels is None or result is None:
-        return
-    if result.ids is not labels.ids:
-        flow.lattice(node, result.ids)
-    flow.give(node.outputs[0], result.axes, result.ids)
-
-
-def regrouped(labels: Labels, old: Sequence[int], new: Sequence[int]) -> Labels | None:
-    """The channels after a Reshape; None where a size is zero.
+def _regrouped(
+    flow: Propagation, node: gs.Node, labels: Labels, old: Sequence[int], new: Sequence[int]
+) -> Labels | None:
+    """The channels after a Reshape, or None where they end.
 
     Axes along which the channels do not differ have none: splitting what a Flatten joined gives back the channels
     of the one axis.
     """
     if 0 in old or 0 in new:
+        flow.pin_inputs(node, "the tensor has no entries")
         return None
+    pieces = _pieces(old, new, labels.axes)
+    if pieces is None:
+        result = _through_one_axis(labels, old, new)
+        flow.lattice(node, result.ids)
+        return result
+    own = [at for at, piece in enumerate(pieces) if piece.old in labels.axes]
+    targets = [pieces[at].new for at in own]
+    mixed = [at for at in own if any(piece.new == pieces[at].new for piece in pieces if piece.old not in labels.axes)]
+    if not mixed and len(set(targets)) == len(own) == len(labels.axes):
+        return Labels(tuple(targets), labels.ids)
+    fine = Labels(tuple(own), labels.ids.reshape([pieces[at].size for at in own]))
+    flow.lattice(node, fine.ids)
+    if 0 < len(mixed) < len(own) and math.prod(new[axis] for axis in set(targets)) > _LARGE:
+        fine = flow.over(node, fine, mixed, "it joins parts of the channels with a large axis")
+    result = _joined(fine, pieces, new)
+    flow.lattice(node, result.ids)
+    return result
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A factor of an axis, the same before and after; ``old`` and ``new`` are the axes it belongs to."""
+
+    size: int
+    old: int
+    new: int
+
+
+def _pieces(old: Sequence[int], new: Sequence[int], labelled: Sequence[int]) -> list[_Piece] | None:
+    """Factors that both the old and the new axes are made of, without those of size 1.
+
+    None where axes with channels have no such factors: (4, 6) as (6, 4).
+    """
+    found: list[_Piece] = []
+    for before, after in _blocks(old, new):
+        ends = [
+            (dict(zip(np.cumprod([sizes[axis] for axis in block]).tolist()[::-1], list(block)[::-1], strict=True)))
+            for sizes, block in ((old, before), (new, after))
+        ]
+        cuts = sorted({1, *ends[0], *ends[1]})
+        if any(second % first for first, second in itertools.pairwise(cuts)):
+            if any(axis in labelled for axis in before):
+                return None
+            continue
+        for first, second in itertools.pairwise(cuts):
+            axes = [next(axis for end, axis in sorted(side.items()) if end >= second) for side in ends]
+            found.append(_Piece(second // first, *axes))
+    return found
+
+
+def _joined(fine: Labels, pieces: Sequence[_Piece], new: Sequence[int]) -> Labels:
+    """The channels, along pieces of axes, along whole new axes."""
+    targets = {pieces[at].new for at in fine.axes}
+    wide = [at for at, piece in enumerate(pieces) if piece.new in targets]
+    spread = fine.ids.reshape([pieces[at].size if at in fine.axes else 1 for at in wide])
+    ids = np.broadcast_to(spread, [pieces[at].size for at in wide]).reshape([new[axis] for axis in sorted(targets)])
+    return _without_repeats(Labels(tuple(sorted(targets)), ids))
+
+
+def _through_one_axis(labels: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
+    """All axes of a stretch with channels are made one, and that is split anew."""
     blocks = [(before, after) for before, after in _blocks(old, new) if any(axis in before for axis in labels.axes)]
-    if (same := _renamed(labels, blocks, old, new)) is not None:
-        return same
-    wide = [1] * len(old)
-    narrow = [1] * len(new)
+    wide, narrow = [1] * len(old), [1] * len(new)
     for before, after in blocks:
-        for axis in before:
-            wide[axis] = old[axis]
-        for axis in after:
-            narrow[axis] = new[axis]
+        wide[before.start : before.stop] = old[before.start : before.stop]
+        narrow[after.start : after.stop] = new[after.start : after.stop]
     spread = [old[axis] if axis in labels.axes else 1 for axis in range(len(old))]
     ids = np.broadcast_to(labels.ids.reshape(spread), wide).reshape(narrow)
-    axes = [axis for axis, size in enumerate(narrow) if size > 1 and (ids != ids.take([0], axis)).any()]
-    if not axes:  # a single channel, many times
-        axes = [next(axis for axis, size in enumerate(narrow) if size > 1)]
-    return Labels(tuple(axes), ids[tuple(slice(None) if axis in axes else 0 for axis in range(len(new)))])
+    return _without_repeats(Labels(tuple(range(len(new))), ids))
 
 
-def _renamed(labels: Labels, blocks: Blocks, old: Sequence[int], new: Sequence[int]) -> Labels | None:
-    """The same channels on other axes, where none with channels is joined or split."""
-    axes = []
-    for before, after in blocks:
-        first, second = [axis for axis in before if old[axis] > 1], [axis for axis in after if new[axis] > 1]
-        if len(first) != 1 or len(second) != 1:
-            return None
-        axes.append(second[0])
-    return Labels(tuple(axes), labels.ids)
+def _without_repeats(labels: Labels) -> Labels:
+    """Without axes along which the channels are the same."""
+    sizes = enumerate(labels.ids.shape)
+    kept = [at for at, size in sizes if size > 1 and (labels.ids != labels.ids.take([0], at)).any()]
+    kept = kept or [int(np.argmax(labels.ids.shape))]  # a single channel, many times
+    ids = labels.ids[tuple(slice(None) if at in kept else 0 for at in range(labels.ids.ndim))]
+    return Labels(tuple(labels.axes[at] for at in kept), ids)
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:

@@ -16,9 +16,10 @@ __all__ = ["RULES"]
 
 
 def unary(flow: Propagation, node: gs.Node) -> None:
-    """The channels of the first input pass through."""
+    """The channels of the first input pass through (with Dropout, to its mask too)."""
     if (labels := flow.labels(node.inputs[0])) is not None:
-        flow.give(node.outputs[0], labels.axes, labels.ids)
+        for output in node.outputs:
+            flow.give(output, labels.axes, labels.ids)
 
 
 def source(flow: Propagation, node: gs.Node) -> None:
@@ -174,6 +175,9 @@ def along_an_axis(flow: Propagation, node: gs.Node) -> None:
 def pooling(flow: Propagation, node: gs.Node) -> None:
     """Works on each channel of axis 1 on its own."""
     labels = flow.labels(node.inputs[0])
+    if any(flow.labels(tensor) is not None for tensor in node.inputs[1:]):
+        flow.pin_inputs(node, "it looks at places that are computed from channels")
+        return
     if labels is None:
         return
     if any(output.outputs for output in node.outputs[1:]):
@@ -208,7 +212,7 @@ def _table(names: str, rule: Rule) -> dict[str, Rule]:
 RULES: dict[str, Rule] = {
     **_table("Constant RandomNormal RandomUniform Range EyeLike", source),
     **_table(
-        "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp "
+        "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp "
         "Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu "
         "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
         unary,
@@ -223,7 +227,10 @@ RULES: dict[str, Rule] = {
     "GroupNormalization": group_norm,
     **_table("LayerNormalization RMSNormalization SimplifiedLayerNormalization", layer_norm),
     **_table("CumSum Hardmax LogSoftmax LpNormalization Softmax", along_an_axis),
-    **_table("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool", pooling),
+    **_table(
+        "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool MaxRoiPool RoiAlign",
+        pooling,
+    ),
     **_table(
         "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
         "ReduceProd ReduceSum ReduceSumSquare",
