@@ -38,6 +38,18 @@ def test_heads_are_units_in_every_form(form: str) -> None:
     assert [group.kept is None for group in groups] == [True, True, True, False]
 
 
+def test_a_scale_read_from_the_shape_of_a_head_leaves_heads() -> None:
+    net = Net(shape=(5, 12))
+    net.channels["x"] = 12
+    query, key, value = (forms._heads(net, net.matmul("x", 12), 3, [0, 2, 1, 3]) for _ in range(3))
+    width = net.node("Gather", net.node("Shape", query), net.constant(-1, np.int64))
+    root = net.node("Sqrt", net.node("Cast", width, to=1))
+    scores = net.node("MatMul", net.node("Div", query, root), net.node("Transpose", key, perm=[0, 1, 3, 2]))
+    mixed = net.node("Transpose", net.node("MatMul", net.node("Softmax", scores), value), perm=[0, 2, 1, 3])
+    groups = checked(net, net.matmul(forms.reshaped(net, mixed, [0, 0, 12], 12), 4))
+    assert found(groups)[0] == (3, [4] * 7, True)
+
+
 def test_a_mask_that_differs_from_head_to_head_goes_with_them() -> None:
     net = Net(shape=(5, 12))
     net.channels["x"] = 12

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.graph.constants import value_of
-from onnxcomp.graph.groups import select
+from onnxcomp.graph.groups import dependency_groups, select
 from onnxcomp.model import Model
 from tests import forms
 from tests.architectures import build
@@ -93,6 +93,37 @@ def test_steps_halves_and_depth() -> None:
         (2, 4),
         (3, 1),
     ]
+
+
+def test_pixel_shuffle_of_reshapes_ties_what_becomes_one_channel() -> None:
+    net = Net(shape=(3, 4, 4))
+    split = forms.reshaped(net, net.conv("x", 12), [-1, 3, 2, 2, 4, 4])
+    turned = net.node("Transpose", split, perm=[0, 1, 4, 2, 5, 3])
+    groups = checked(net, net.conv(forms.reshaped(net, turned, [-1, 3, 8, 8], 3), 4))
+    assert found(groups)[0] == (3, [4, 4, 1], True)
+
+
+@pytest.mark.parametrize("side", [8, 2048])
+def test_large_pictures_take_no_large_lattices(side: int) -> None:
+    """Both a GroupNormalization and a pixel shuffle, on pictures of which one is too large to be followed in full."""
+    net = Net(shape=(3, side, side))
+    x = forms.group_norm(net, net.conv("x", 24), 4)
+    split = forms.reshaped(net, net.conv(x, 12), [-1, 3, 2, 2, side, side])
+    turned = net.node("Transpose", split, perm=[0, 1, 4, 2, 5, 3])
+    large = forms.reshaped(net, turned, [-1, 3, 2 * side, 2 * side], 3)
+    y = net.conv(large, 4)
+    observed = {name: (1, size, side, side) for name, size in net.channels.items()}
+    observed |= {
+        "reshape1": (1, 4, 6 * side**2),
+        "instancenormalization2": (1, 4, 6 * side**2),
+        "shape3": (4,),
+        split: (1, 3, 2, 2, side, side),
+        turned: (1, 3, side, 2, side, 2),
+        large: (1, 3, 2 * side, 2 * side),
+        y: (1, 4, 2 * side, 2 * side),
+    }
+    groups = dependency_groups(net.model(y), observed)
+    assert [(group.size, group.slots[0].positions.shape[1]) for group in groups] == [(4, 6), (3, 4), (4, 1)]
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,8 +52,8 @@ def _regrouped(
     Axes along which the channels do not differ have none: splitting what a Flatten joined gives back the channels
     of the one axis.
     """
-    if 0 in old or 0 in new:
-        flow.pin_inputs(node, "the tensor has no entries")
+    if not math.prod(old) or math.prod(old) != math.prod(new):
+        flow.pin_inputs(node, "the shape of an operand is not known, or empty")
         return None
     pieces = _pieces(old, new, labels.axes)
     if pieces is None:
@@ -83,25 +84,27 @@ class _Piece:
 
 
 def _pieces(old: Sequence[int], new: Sequence[int], labelled: Sequence[int]) -> list[_Piece] | None:
-    """Factors that both the old and the new axes are made of, without those of size 1.
+    """Factors of the axes with channels, and of those joined with them: both old and new axes are made of these.
 
-    None where axes with channels have no such factors: (4, 6) as (6, 4).
+    Without those of size 1. None where there are no such factors: (4, 6) as (6, 4).
     """
     found: list[_Piece] = []
     for before, after in _blocks(old, new):
-        ends = [
-            (dict(zip(np.cumprod([sizes[axis] for axis in block]).tolist()[::-1], list(block)[::-1], strict=True)))
-            for sizes, block in ((old, before), (new, after))
-        ]
-        cuts = sorted({1, *ends[0], *ends[1]})
-        if any(second % first for first, second in itertools.pairwise(cuts)):
-            if any(axis in labelled for axis in before):
-                return None
+        if not any(axis in before for axis in labelled):
             continue
+        olds, news = _ends(old, before), _ends(new, after)
+        cuts = sorted({1, *(end for end, _ in olds), *(end for end, _ in news)})
+        if any(second % first for first, second in itertools.pairwise(cuts)):
+            return None
         for first, second in itertools.pairwise(cuts):
-            axes = [next(axis for end, axis in sorted(side.items()) if end >= second) for side in ends]
+            axes = [next(axis for end, axis in ends if end >= second) for ends in (olds, news)]
             found.append(_Piece(second // first, *axes))
     return found
+
+
+def _ends(sizes: Sequence[int], block: range) -> list[tuple[int, int]]:
+    """How many entries the axes of the block have up to each of them, and the axis."""
+    return list(zip(itertools.accumulate((sizes[axis] for axis in block), operator.mul), block, strict=True))
 
 
 def _joined(fine: Labels, pieces: Sequence[_Piece], new: Sequence[int]) -> Labels:
