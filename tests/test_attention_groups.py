@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcomp.graph.constants import assign, value_of
-from onnxcomp.graph.groups import Group, select
+from onnxcomp.graph.groups import Group, dependency_groups, select
 from onnxcomp.model import Model
+from onnxcomp.runtime import shapes
 from tests import forms
 from tests.architectures import build
 from tests.generate import Net
-from tests.grouping import assert_exact, checked, found, groups_of, outputs
+from tests.grouping import assert_exact, checked, close, found, groups_of, outputs, silence
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +37,54 @@ def test_heads_are_units_in_every_form(form: str) -> None:
     assert sorted(slot.positions.shape[1] for slot in heads.slots) == ([6, 18, 18] if packed else [6] * 7)
     assert [group.size for group in groups] == [12, 4, 12, 3]
     assert [group.kept is None for group in groups] == [True, True, True, False]
+
+
+def test_heads_of_weights_with_an_axis_of_heads() -> None:
+    """As Keras writes attention: every projection is an Einsum with a weight (inputs, heads, channels of a head)."""
+
+    def model() -> Model:
+        body = """(float[N,5,12] x) => (float[N,5,12] y) {
+            q0 = Einsum <equation = "nse,ehd->nshd"> (x, wq)
+            q = Add(q0, bq)
+            k = Einsum <equation = "nse,ehd->nshd"> (x, wk)
+            v = Einsum <equation = "nse,ehd->nshd"> (x, wv)
+            a = Einsum <equation = "nshd,nthd->nhst"> (q, k)
+            p = Softmax <axis = -1> (a)
+            o = Einsum <equation = "nhst,nthd->nshd"> (p, v)
+            z = Einsum <equation = "nshd,hde->nse"> (o, wo)
+            y = MatMul(z, w)
+        }"""
+        heads = dict.fromkeys(("wq", "wk", "wv"), (12, 3, 4))
+        return Model.from_proto(build(body, {**heads, "bq": (3, 4), "wo": (3, 4, 8), "w": (8, 12)}))
+
+    assert_exact(model(), tokens())
+    assert found(groups_of(model(), tokens()))[:2] == [(3, [1] * 5, True), (8, [1, 1], True)]
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 8), (3, 12, 8)])
+def test_weights_for_each_head_are_followed(shape: tuple[int, ...]) -> None:
+    net = Net(shape=(3, 5, 12))
+    net.channels["x"] = 12
+    hidden = net.node("MatMul", "x", net.weight(*shape, fan_in=12), channels=8)
+    groups = checked(net, net.matmul(net.activation(hidden, "Sigmoid"), 4))
+    assert found(groups)[0] == (8, [1, 1], True)
+
+
+def test_a_weight_on_the_left_has_rows_for_channels() -> None:
+    body = "(float[32,N] x) => (float[16,N] y) { h = MatMul(w1, x)  r = Relu(h)  y = MatMul(w2, r) }"
+    model = Model.from_proto(build(body, {"w1": (48, 32), "w2": (16, 48)}))
+    feeds = {"x": np.random.default_rng(1).standard_normal((32, 6)).astype(np.float32)}
+    state, before = model.checkpoint(), outputs(model, feeds)
+    group = dependency_groups(model, shapes.observed(model, feeds))[0]
+    assert (group.size, [slot.axis for slot in group.slots], group.kept) == (48, [0, 1], None)
+    select(group, np.arange(47, -1, -1))
+    close(outputs(model, feeds), before)
+    state.restore()
+    silence(dependency_groups(model, shapes.observed(model, feeds))[0], 5)
+    silent = outputs(model, feeds)
+    state.restore()
+    select(dependency_groups(model, shapes.observed(model, feeds))[0], np.delete(np.arange(48), 5))
+    close(outputs(model, feeds), silent)
 
 
 def test_a_scale_read_from_the_shape_of_a_head_leaves_heads() -> None:

@@ -7,6 +7,7 @@ what remains free are whole heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,10 @@ def contract(flow: Propagation, node: gs.Node, names: Sequence[Axes], result: Ax
     """Two operands are multiplied where their axes of the same names agree, and summed over axes not in ``result``."""
     sides = [_side(flow, node, index, every) for index, every in enumerate(names)]
     first, second = sides
+    for side, other in ((first, second), (second, first)):
+        if is_constant(other.tensor) and not is_constant(side.tensor):
+            _through_weight(flow, node, side, other, result)
+            return
     if first.ids is None and second.ids is None:
         return
     summed = [name for name in first.names if name in second.names and name not in result]
@@ -104,15 +109,36 @@ def _side(flow: Propagation, node: gs.Node, index: int, every: Axes) -> _Side:
     return _Side(index, tensor, labels.ids, names, every, present, frozenset(names))
 
 
+def _through_weight(flow: Propagation, node: gs.Node, side: _Side, weight: _Side, result: Axes) -> None:
+    """One operand is constant: the axes that it alone has are new channels, those summed over end here."""
+    layer = flow.layer(node)
+    if layer is None or layer.weight_index != weight.index or layer.shared or layer.quantized:
+        flow.pin_inputs(node, "its weight is too small, shared or quantized")
+        return
+    kept = [name for name in side.names if name in result]
+    for name in list(side.names):
+        apart = name in weight.present
+        if side.ids is not None and name not in result and (kept or not apart):
+            flow.hold(side.ids, side.names.index(name), f"{layer_name(node)}: {node.op} over a part of the channels")
+            side.drop(name)
+    if side.ids is not None:
+        axes = [weight.every.index(name) if name in weight.present else -1 for name in side.names]
+        if max(axes) >= 0:
+            flow.place(node, weight.index, axes, side.ids, "along" if kept else "in")
+    if side.ids is not None and kept:
+        flow.give(node.outputs[0], [list(result).index(name) for name in side.names], side.ids)
+        return
+    own = [name for name in result if name in weight.present and name not in side.every]
+    sizes = [(flow.shape(weight.tensor) or ())[weight.every.index(name)] for name in own]
+    if own and math.prod(sizes) > 1:
+        ids = flow.fresh(math.prod(sizes)).reshape(sizes)
+        flow.lattice(node, ids)
+        flow.place(node, weight.index, [weight.every.index(name) for name in own], ids, "out")
+        flow.give(node.outputs[0], [list(result).index(name) for name in own], ids)
+
+
 def _sum_up(flow: Propagation, node: gs.Node, side: _Side, other: _Side, result: Axes) -> None:
     """Hold the axes of one operand that are summed over, and those whose partners in the other are not followed."""
-    constant = is_constant(other.tensor)
-    if constant and len(side.names) == 1 and side.ids is not None and side.names[0] in other.present:
-        name = side.names[0]
-        flow.place(node, other.index, other.every.index(name), side.ids, "along" if name in result else "in")
-        if name not in result:
-            side.drop(name)
-        return
     for name in list(side.names):
         if side.ids is None or (name in result and (name not in other.present or name in other.names)):
             continue
