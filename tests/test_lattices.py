@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.groups import dependency_groups, select
@@ -189,6 +191,52 @@ def test_a_token_for_every_sample_moves_with_the_others() -> None:
     x = net.node("Concat", token, net.matmul("x", 8), axis=1, channels=8)
     groups = checked(net, net.matmul(x, 4))
     assert found(groups)[0] == (8, [1, 1, 1, 1], True)
+
+
+# -- any chain -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_chain_of_reshapes_and_transposes(data: st.DataObject) -> None:
+    """Axes split, joined, moved, and operators between that work along one of them."""
+    net = Net(data.draw(st.integers(0, 100)), shape=(3, 2, 4))
+    sizes = [data.draw(st.sampled_from([4, 6, 8, 12])), 2, 4]
+    x = net.conv("x", sizes[0])
+    for _ in range(data.draw(st.integers(1, 7))):
+        x, sizes = _rearranged(data, net, x, sizes)
+    count = int(np.prod(sizes))
+    model, feeds = net.model(net.gemm(forms.reshaped(net, x, [-1, count], count), 5)), net.feeds()
+    assert_exact(model, feeds, repeats=False)
+
+
+def _rearranged(data: st.DataObject, net: Net, x: str, sizes: list[int]) -> tuple[str, list[int]]:
+    axis = data.draw(st.integers(0, len(sizes) - 1))
+    action = data.draw(st.sampled_from(["split", "join", "move", "any", "softmax", "mean", "scale", "slice"]))
+    if action == "split":
+        first = data.draw(st.sampled_from([size for size in range(1, sizes[axis] + 1) if sizes[axis] % size == 0]))
+        sizes = [*sizes[:axis], first, sizes[axis] // first, *sizes[axis + 1 :]]
+        return forms.reshaped(net, x, [-1, *sizes]), sizes
+    if action == "join" and axis:
+        sizes = [*sizes[: axis - 1], sizes[axis - 1] * sizes[axis], *sizes[axis + 1 :]]
+        return forms.reshaped(net, x, [-1, *sizes]), sizes
+    if action == "move":
+        order = data.draw(st.permutations(range(len(sizes))))
+        return net.node("Transpose", x, perm=[0, *(at + 1 for at in order)]), [sizes[at] for at in order]
+    if action == "any":
+        sizes = data.draw(st.permutations(sizes))
+        return forms.reshaped(net, x, [-1, *sizes]), list(sizes)
+    if action == "softmax":
+        return net.node("Softmax", x, axis=axis + 1), sizes
+    if action == "mean":
+        return net.node("Sub", x, net.node("ReduceMean", x, axes=[axis + 1])), sizes
+    if action == "scale":
+        factors = net.rng.uniform(0.5, 2, [size if at == axis else 1 for at, size in enumerate(sizes)])
+        return net.node("Mul", x, net.constant(factors)), sizes
+    if action == "slice" and sizes[axis] > 2:
+        bounds = [net.constant([value], np.int64) for value in (1, 2**62, axis + 1)]
+        return net.node("Slice", x, *bounds), [*sizes[:axis], sizes[axis] - 1, *sizes[axis + 1 :]]
+    return net.node("Tanh", x), sizes
 
 
 # -- what stands in the way ----------------------------------------------------------------------------------
