@@ -13,7 +13,7 @@ from tests import forms
 if TYPE_CHECKING:
     from tests.generate import Net
 
-BLOCKS = (
+CONVOLUTIONAL = (
     "conv",
     "norm",
     "activation",
@@ -24,6 +24,10 @@ BLOCKS = (
     "grouped",
     "gate",
     "split",
+)
+
+BLOCKS = (
+    *CONVOLUTIONAL,
     "shuffle",
     "group norm",
     "gather",

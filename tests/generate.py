@@ -152,11 +152,11 @@ class Net:
 
 
 @st.composite
-def networks(draw: st.DrawFn, activations: Sequence[str] = ACTIVATIONS) -> Net:
+def networks(draw: st.DrawFn, activations: Sequence[str] = ACTIVATIONS, blocks: Sequence[str] = BLOCKS) -> Net:
     """A convolutional network of a few random blocks with a classifier; ``model()`` gives it one output."""
     net = Net(draw(st.integers(0, 2**16)), (3, 4, 4), constant_nodes=draw(st.booleans()))
     x = net.conv("x", 4 * draw(st.integers(1, 4)))
-    for block in draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6)):
+    for block in draw(st.lists(st.sampled_from(blocks), min_size=1, max_size=6)):
         x = append(draw, net, x, block, activations)
     if draw(st.booleans()):
         x = net.gemm(net.flatten(x, positions=16), 5, transposed=draw(st.booleans()))
