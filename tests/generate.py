@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.model import Model
+from tests.blocks import BLOCKS, append
 
 Array = np.ndarray[Any, Any]
 
@@ -46,7 +47,7 @@ class Net:
         names = [name] + [f"{name}.{index}" for index in range(1, outputs)]
         self.nodes.append(helper.make_node(op, inputs, names, name=f"/{name}", **attributes))
         for output in names:
-            self.channels[output] = self.channels[inputs[0]] if channels is None else channels
+            self.channels[output] = self.channels.get(inputs[0], 0) if channels is None else channels
         return name
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
@@ -150,60 +151,18 @@ class Net:
         return {"x": rng.standard_normal((samples, *self.input_shape)).astype(np.float32)}
 
 
-BLOCKS = (
-    "conv",
-    "norm",
-    "activation",
-    "residual",
-    "projection",
-    "concat",
-    "depthwise",
-    "grouped",
-    "gate",
-    "split",
-)
-
-
 @st.composite
-def networks(draw: st.DrawFn, activations: Sequence[str] = ACTIVATIONS) -> Net:
+def networks(draw: st.DrawFn, activations: Sequence[str] = ACTIVATIONS, blocks: Sequence[str] = BLOCKS) -> Net:
     """A convolutional network of a few random blocks with a classifier; ``model()`` gives it one output."""
     net = Net(draw(st.integers(0, 2**16)), (3, 4, 4), constant_nodes=draw(st.booleans()))
     x = net.conv("x", 4 * draw(st.integers(1, 4)))
-    for block in draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=6)):
-        x = _block(draw, net, x, block, activations)
+    for block in draw(st.lists(st.sampled_from(blocks), min_size=1, max_size=6)):
+        x = append(draw, net, x, block, activations)
     if draw(st.booleans()):
         x = net.gemm(net.flatten(x, positions=16), 5, transposed=draw(st.booleans()))
     else:
         x = net.matmul(net.flatten(net.node("GlobalAveragePool", x), positions=1), 5)
     return net
-
-
-def _block(draw: st.DrawFn, net: Net, x: str, block: str, activations: Sequence[str]) -> str:
-    act = draw(st.sampled_from(activations))
-    width, size = 4 * draw(st.integers(1, 4)), net.channels[x]
-    if block == "norm":
-        return net.batch_norm(x)
-    if block == "activation":
-        return net.activation(x, act)
-    if block == "residual":
-        return net.add(x, net.conv(net.activation(net.conv(x, width), act), size))
-    if block == "projection":
-        return net.add(net.conv(x, width, kernel=1), net.batch_norm(net.conv(x, width, bias=False)))
-    if block == "concat":
-        return net.concat(net.activation(net.conv(x, width), act), x, net.conv(x, 4, kernel=1))
-    if block == "depthwise":
-        return net.depthwise(x, multiplier=draw(st.integers(1, 2)))
-    if block == "grouped":
-        return net.activation(net.conv(x, width, groups=2), act)
-    if block == "gate":
-        return net.gate(x, hidden=4)
-    if block == "split":
-        half = size // 4 * 2  # even, as a grouped convolution may follow
-        sizes = net.constant([half, size - half], np.int64)
-        first = net.node("Split", x, sizes, channels=half, outputs=2, axis=1)
-        net.channels[f"{first}.1"] = size - half
-        return net.concat(net.conv(first, width), net.activation(f"{first}.1", act))
-    return net.conv(x, width)
 
 
 # -- networks with bodies --------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from onnxcomp.runtime import latency, session
 from onnxcomp.runtime.calibration import calibrate
 from onnxcomp.runtime.kernels import optimized_kernels
 from onnxcomp.runtime.target import Target
+from tests.blocks import CONVOLUTIONAL
 from tests.generate import Net, networks
 from tests.quantizing import VNNI, kernels, quantize
 from tests.zoo import calibration, zoo_model
@@ -469,7 +470,7 @@ def test_quantizing_twice_changes_nothing(mode: str, tmp_path: Path) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(networks())
+@given(networks(blocks=CONVOLUTIONAL))
 def test_any_network_runs_on_integer_kernels_alone_and_means_the_same_without_them(net: Net) -> None:
     model = net.model()
     data, original = data_for(model, net), session.create(model)

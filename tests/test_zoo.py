@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from onnxcomp import Model, compress
+from onnxcomp.graph.groups import Group, dependency_groups, select
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.registry import pass_names
 from onnxcomp.runtime import session
+from onnxcomp.runtime.feeds import synthetic
+from onnxcomp.runtime.shapes import observed
+from tests.grouping import close, silence
 from tests.zoo import COMMITTED, calibration, each_model, zoo_model
 
 pytestmark = pytest.mark.zoo
@@ -73,3 +79,46 @@ def test_the_committed_network_keeps_its_accuracy(tmp_path: Path) -> None:
     assert metric.compressed is not None
     assert metric.original - metric.compressed <= 0.01
     assert result.report.result.size_ratio >= 4.0
+
+
+@each_model
+def test_dependency_groups_of_real_models_can_be_moved_and_removed(name: str) -> None:
+    model, feeds, groups = _folded(name)
+    before = session.run(session.create(model), feeds)
+    rng = np.random.default_rng(0)
+    for group in groups:
+        if group.pinned is None:
+            select(group, rng.permutation(group.size))
+    close(session.run(session.create(model), feeds), before, 1e-4)  # rounding errors of deep models add up
+    free = [group for group in groups if group.kept is None and group.size > 1]
+    state = model.checkpoint()
+    for group in free:
+        silence(group, 0)
+    silent = session.run(session.create(model), feeds)
+    state.restore()
+    for group in free:
+        select(group, np.arange(1, group.size))
+    close(session.run(session.create(model), feeds), silent, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "heads", "multiplicities"),
+    [
+        ("minilm", 6, 12, [32] * 7),  # queries, keys and values with their biases, and what reads the heads
+        ("ppocr_rec", 2, 8, [45, 45, 15]),
+    ],
+)
+def test_heads_of_real_models_are_units(name: str, layers: int, heads: int, multiplicities: list[int]) -> None:
+    _, _, groups = _folded(name)
+    found = [group for group in groups if group.size == heads]
+    assert len(found) == layers
+    for group in found:
+        assert group.kept is None
+        assert [slot.positions.shape[1] for slot in group.slots] == multiplicities
+
+
+def _folded(name: str) -> tuple[Model, dict[str, Any], list[Group]]:
+    """The model that passes see, one sample, and its groups."""
+    model = compress(zoo_model(name), "fold").model
+    feeds = dict(synthetic(model, 0))
+    return model, feeds, dependency_groups(model, observed(model, feeds))

@@ -2,8 +2,9 @@
 
 After DepGraph (Fang et al., "DepGraph: towards any structural pruning", CVPR 2023), on ONNX graphs and down
 to single channels. A *unit* is what moves together: a channel of one layer, all that an Add ties to it, the
-channels at the same place of every group of a grouped convolution. A *group* holds units that occur in the
-same places in the same way: any permutation of them, applied everywhere, leaves the outputs as they were.
+channels at the same place of every group of a grouped convolution, all that makes up an attention head. A
+*group* holds units that occur in the same places in the same way: any permutation of them, applied everywhere,
+leaves the outputs as they were.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from onnxcomp.graph.constants import replace_input, value_of
+from onnxcomp.graph.lattices import decide, line_taker
 from onnxcomp.graph.layers import WeightedLayer, layer_name
-from onnxcomp.graph.propagate import Extent, Place, Propagation, Role, propagate
+from onnxcomp.graph.propagate import Extent, Picks, Place, Propagation, Role, propagate
 from onnxcomp.graph.rules import RULES
 from onnxcomp.model import Model
 
@@ -39,6 +39,15 @@ class _Axis:
 @dataclass(eq=False)
 class _ConstantAxis(_Axis):
     place: Place
+    axis: int
+
+
+@dataclass(eq=False)
+class _Indices(_Axis):
+    """Constant indices into ``units``; those of the positions they pick are ``picked``."""
+
+    picks: Picks
+    picked: Array
 
 
 @dataclass(eq=False)
@@ -88,7 +97,7 @@ class Slot:
     @property
     def axis(self) -> int:
         """The axis of the constant along which the channels lie."""
-        return self._axis.place.axis
+        return self._axis.axis
 
     @property
     def tensor(self) -> gs.Tensor:
@@ -139,10 +148,11 @@ def dependency_groups(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> li
     flow = propagate(model, shapes, RULES)
     if not flow.count:
         return []
-    unit_of = _units(flow)
+    unit_of = decide(flow)
     axes = _axes(flow, unit_of)
     pinned, kept = _reasons(flow, unit_of)
-    arrays = list({id(ids): ids for ids in _id_arrays(flow)}.values())
+    flat = (ids.reshape(-1) for ids in {id(ids): ids for ids in _id_arrays(flow)}.values())
+    arrays = list({ids.tobytes(): ids for ids in flat}.values())
     class_of = _refine(arrays, unit_of, pinned, kept)
     groups = _collect(class_of, axes)
     for group in groups:
@@ -173,6 +183,8 @@ def select(group: Group, order: Array) -> None:
     gone = group.units[np.setdiff1d(np.arange(group.size), order)]
     edits = [(axis, _source_positions(axis.units, group.units, stay, order, gone)) for axis in group._axes]
     for axis, _ in edits:
+        if isinstance(axis, _Indices):
+            _renumber(axis, gone)
         axis.units = axis.units[~np.isin(axis.units, gone)]
     for axis, source in edits:
         _apply(axis, source)
@@ -202,7 +214,7 @@ def _apply(axis: _Axis, source: Array) -> None:
         place = axis.place
         value = value_of(place.node.inputs[place.index])
         assert value is not None
-        replace_input(place.node, place.index, np.take(value, source, axis=place.axis))
+        replace_input(place.node, place.index, np.take(value, source, axis=axis.axis))
         if place.layer is not None and place.layer.groups > 1:
             groups = int(place.node.attrs["group"])
             axis.place = dataclasses.replace(place, layer=dataclasses.replace(place.layer, groups=groups))
@@ -215,13 +227,25 @@ def _apply(axis: _Axis, source: Array) -> None:
             axis.tensor.shape = shape
 
 
+def _renumber(axis: _Indices, gone: Array) -> None:
+    """Indices of what stays, among what stays."""
+    node = axis.picks.node
+    value = value_of(node.inputs[1])
+    assert value is not None
+    left, kept = ~np.isin(axis.units, gone), ~np.isin(axis.picked, gone)
+    indices = value.reshape(-1) % len(axis.units)
+    indices = (np.cumsum(left) - 1)[indices[kept]]
+    replace_input(node, 1, indices.astype(value.dtype).reshape(-1 if value.ndim else ()))
+    axis.picked = axis.picked[kept]
+
+
 def _write_count(extent: Extent, count: int) -> None:
     node, source, entry = extent.node, extent.source, extent.entry
     if isinstance(source, int):
         value = value_of(node.inputs[source])
         assert value is not None
         changed = value.copy()
-        changed[entry] = count
+        changed.reshape(-1)[entry] = count
         replace_input(node, source, changed)
     elif entry is None:
         node.attrs[source] = count
@@ -234,24 +258,27 @@ def _write_count(extent: Extent, count: int) -> None:
 # -- from numbered channels to groups ------------------------------------------------------------------------
 
 
-def _units(flow: Propagation) -> Array:
-    """The unit of each numbered channel: those that are tied, directly or through others, are one."""
-    if not flow.ties:
-        return np.arange(flow.count)
-    first = np.concatenate([tie[0] for tie in flow.ties])
-    second = np.concatenate([tie[1] for tie in flow.ties])
-    edges = coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), (flow.count, flow.count))
-    labels: Array = connected_components(edges, directed=False)[1]
-    _, earliest = np.unique(labels, return_index=True)
-    return np.argsort(np.argsort(earliest))[labels]
-
-
 def _axes(flow: Propagation, unit_of: Array) -> list[_Axis]:
-    axes: list[_Axis] = [_ConstantAxis(unit_of[place.ids], place) for place in flow.places]
+    take = line_taker(unit_of)
+    axes: list[_Axis] = []
     # Counts come before constants: a depthwise layer is looked at anew once its attribute is right.
-    counts: list[_Axis] = [_Count(unit_of[extent.ids], extent) for extent in flow.extents]
-    declared = [_Declared(unit_of[labels.ids], tensor, labels.axis) for tensor, labels in flow.labelled]
-    return [*counts, *axes, *declared]
+    for extent in flow.extents:
+        along, units = take(extent.ids)
+        if along == extent.axis:
+            axes.append(_Count(units[extent.start : extent.stop], extent))
+    for picks in flow.picks:
+        along, units = take(picks.ids)
+        indices = value_of(picks.node.inputs[1])
+        if along == picks.axis and indices is not None:
+            axes.append(_Indices(units, picks, units[indices.reshape(-1)]))
+    for place in flow.places:
+        along, units = take(place.ids)
+        if place.axes[along] >= 0:
+            axes.append(_ConstantAxis(units, place, place.axes[along]))
+    for tensor, labels in flow.labelled:
+        along, units = take(labels.ids)
+        axes.append(_Declared(units, tensor, labels.axes[along]))
+    return axes
 
 
 def _reasons(flow: Propagation, unit_of: Array) -> tuple[dict[int, str], dict[int, str]]:
@@ -268,8 +295,15 @@ def _reasons(flow: Propagation, unit_of: Array) -> tuple[dict[int, str], dict[in
 def _id_arrays(flow: Propagation) -> Iterator[Array]:
     """All that tells units apart: constants, counts, and activations."""
     yield from (place.ids for place in flow.places)
-    yield from (extent.ids for extent in flow.extents)
+    for extent in flow.extents:
+        whole = extent.start == 0 and extent.stop is None
+        stretch = slice(extent.start, extent.stop)
+        yield extent.ids if whole else extent.ids[(slice(None),) * extent.axis + (stretch,)]
     yield from (labels.ids for _, labels in flow.labelled)
+    for picks in flow.picks:
+        indices = value_of(picks.node.inputs[1])
+        if indices is not None:
+            yield picks.ids.take(indices.reshape(-1), axis=picks.axis)
 
 
 def _refine(arrays: list[Array], unit_of: Array, pinned: dict[int, str], kept: dict[int, str]) -> Array:
@@ -291,7 +325,9 @@ def _refine(arrays: list[Array], unit_of: Array, pinned: dict[int, str], kept: d
     lane_count = 0
     for ids in arrays:
         order = np.argsort(unit_of[ids], kind="stable")
-        units, start, counts = np.unique(unit_of[ids][order], return_index=True, return_counts=True)
+        sorted_units = unit_of[ids][order]
+        start = np.flatnonzero(np.diff(sorted_units, prepend=-1))
+        units, counts = sorted_units[start], np.diff(start, append=len(ids))
         turn = np.arange(len(ids)) - np.repeat(start, counts)
         new = lanes[ids[order]] < 0
         lanes[ids[order][new]] = lane_count + turn[new]
@@ -302,7 +338,8 @@ def _refine(arrays: list[Array], unit_of: Array, pinned: dict[int, str], kept: d
             keys = class_of[units]
         else:
             keys = np.unique(np.column_stack([class_of[units], occurrences]), axis=0, return_inverse=True)[1]
-        inverse = np.unique(keys.reshape(-1), return_inverse=True)[1]
+        keys = keys.reshape(-1)
+        inverse = np.zeros_like(keys) if (keys == keys[0]).all() else np.unique(keys, return_inverse=True)[1]
         class_of[units] = classes + inverse
         classes += int(inverse.max()) + 1
     return class_of

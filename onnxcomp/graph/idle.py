@@ -73,7 +73,8 @@ def _unread(group: Group) -> Array:
 
 def _unproduced(group: Group) -> Array:
     producers = [slot for slot in group.slots if slot.role != "in"]
-    simple = all(slot.layer is not None and slot.layer.groups == 1 for slot in _readers(group))
+    layers = [slot.layer for slot in _readers(group)]
+    simple = all(layer is not None and layer.groups == 1 and layer.kind != "other" for layer in layers)
     if group.kept or not producers or not _readers(group) or not simple:
         return np.zeros(group.size, dtype=bool)
     return _zero(producers)

@@ -1,4 +1,4 @@
-"""What each operator that moves data without computing does to the channels it reads."""
+"""What each operator that moves data along axes, without computing, does to the channels it reads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, value_of
-from onnxcomp.graph.propagate import Array, Propagation, Rule
+from onnxcomp.graph.layers import layer_name
+from onnxcomp.graph.propagate import Array, Labels, Propagation, Rule
+from onnxcomp.graph.reshape_rules import RESHAPE_RULES
 
-__all__ = ["SHAPE_RULES", "axes_of"]
+__all__ = ["SHAPE_RULES", "axes_of", "rows_of_a_table"]
+
+_ENDLESS = 2**31 - 1
 
 
 def concat(flow: Propagation, node: gs.Node) -> None:
@@ -21,22 +25,18 @@ def concat(flow: Propagation, node: gs.Node) -> None:
     if not labelled or shape is None:
         return
     axis = int(node.attrs["axis"]) % len(shape)
-    axes = {labels.axis for _, labels in labelled}
-    if len(axes) > 1:
+    axes = labelled[0][1].axes
+    if any(labels.axes != axes for _, labels in labelled):
         flow.pin_inputs(node, "its operands have their channels on different axes")
-    elif axes == {axis}:
-        _side_by_side(flow, node, axis)
-    elif len(labelled) < len(node.inputs):
-        flow.pin_inputs(node, "it appends a tensor whose channels cannot be followed")
+    elif axis in axes:
+        _side_by_side(flow, node, axis, labelled[0][1])
     else:
-        first = labelled[0][1]
-        for _, labels in labelled[1:]:
-            flow.tie(first.ids, labels.ids)
-        flow.give(node.outputs[0], first.axis, first.ids)
+        _behind_each_other(flow, node, labelled[0][1])
 
 
-def _side_by_side(flow: Propagation, node: gs.Node, axis: int) -> None:
+def _side_by_side(flow: Propagation, node: gs.Node, axis: int, like: Labels) -> None:
     parts: list[Array] = []
+    along = like.axes.index(axis)
     for tensor in node.inputs:
         labels, shape = flow.labels(tensor), flow.shape(tensor)
         if labels is not None:
@@ -45,9 +45,27 @@ def _side_by_side(flow: Propagation, node: gs.Node, axis: int) -> None:
         if shape is None:
             flow.pin_inputs(node, f"the shape of {tensor.name} is not known")
             return
-        parts.append(flow.fresh(shape[axis]))
+        sizes = [shape[at] for at in like.axes]
+        parts.append(flow.fresh(math.prod(sizes)).reshape(sizes))
         flow.pin(parts[-1], f"{tensor.name} has channels that cannot be followed")
-    flow.give(node.outputs[0], axis, np.concatenate(parts))
+    ids = np.concatenate(parts, axis=along)
+    flow.lattice(node, ids)
+    flow.give(node.outputs[0], like.axes, ids)
+
+
+def _behind_each_other(flow: Propagation, node: gs.Node, like: Labels) -> None:
+    """Along an axis without channels: all operands have the same ones."""
+    for index, tensor in enumerate(node.inputs):
+        labels, shape = flow.labels(tensor), flow.shape(tensor)
+        if labels is not None:
+            flow.tie(like.ids, labels.ids)
+        elif is_constant(tensor) and shape is not None:
+            axes = [axis if shape[axis] > 1 else -1 for axis in like.axes]
+            flow.place(node, index, axes, like.ids, "along")
+        else:
+            flow.pin_inputs(node, "it appends a tensor whose channels cannot be followed")
+            return
+    flow.give(node.outputs[0], like.axes, like.ids)
 
 
 def split(flow: Propagation, node: gs.Node) -> None:
@@ -55,62 +73,143 @@ def split(flow: Propagation, node: gs.Node) -> None:
     labels, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0])
     if labels is None or shape is None:
         return
-    if labels.axis != int(node.attrs.get("axis", 0)) % len(shape):
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    along = labels.at(axis)
+    if along is None:
         for output in node.outputs:
-            flow.give(output, labels.axis, labels.ids)
+            flow.give(output, labels.axes, labels.ids)
         return
+    widths = [flow.shape(output) for output in node.outputs]
+    if any(width is None for width in widths):
+        flow.pin_inputs(node, "the shape of an output is not known")
+        return
+    ends = np.cumsum([width[axis] for width in widths if width is not None]).tolist()
+    parts = np.split(labels.ids, ends[:-1], axis=along)
     source: int | str = "split" if flow.opset < 13 else 1
-    explicit = "split" in node.attrs or len(node.inputs) > 1
-    if not explicit or (source == 1 and not is_constant(node.inputs[1])):
-        flow.pin_inputs(node, "it splits the channels into parts whose sizes are not written in the graph")
-        return
+    written = "split" in node.attrs if source == "split" else len(node.inputs) > 1 and is_constant(node.inputs[1])
+    computed = source == 1 and len(node.inputs) > 1 and bool(node.inputs[1].name) and not written
+    if computed or (not written and any(part.shape != parts[0].shape for part in parts)):
+        flow.hold(labels.ids, along, f"{layer_name(node)}: the sizes of its parts are not written in the graph")
     start = 0
-    for entry, output in enumerate(node.outputs):
-        size = (flow.shape(output) or shape)[labels.axis]
-        part = labels.ids[start : start + size]
-        flow.extent(node, source, entry, part)
-        flow.give(output, labels.axis, part)
-        start += size
+    for entry, (output, part, end) in enumerate(zip(node.outputs, parts, ends, strict=True)):
+        if written:
+            flow.extent(node, source, entry, labels.ids, along, (start, end))
+        elif not computed and part.shape == parts[0].shape:
+            flow.tie(parts[0], part)  # equal parts stay equal
+        flow.give(output, labels.axes, part)
+        start = end
 
 
 def slice_(flow: Propagation, node: gs.Node) -> None:
     """A stretch of the channels, or a stretch of another axis."""
     labels, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0])
+    if labels is None and is_constant(node.inputs[0]):
+        rows_of_a_table(flow, node, 0, _axes_sliced(node))
+        return
     if labels is None or shape is None:
         return
-    names = ("starts", "ends", "axes", "steps")
-    as_inputs = flow.opset >= 10
-    found = [_integers(node, name, index + 1 if as_inputs else None) for index, name in enumerate(names)]
-    starts, ends, axes, steps = found
-    if axes is None and len(node.inputs) <= 3 and "axes" not in node.attrs and starts is not None:
-        axes = list(range(len(starts)))
+    axes = _axes_sliced(node)
     if axes is None:
         flow.pin_inputs(node, "its axes are not constant")
         return
-    axes = [axis % len(shape) for axis in axes]
-    if labels.axis not in axes:
-        flow.give(node.outputs[0], labels.axis, labels.ids)
+    taken: dict[int, slice] = {}
+    held: list[int] = []
+    for entry, axis in enumerate(axis % len(shape) for axis in axes):
+        if (along := labels.at(axis)) is None:
+            continue
+        stretch = _stretch(flow, node, entry, labels.ids, along)
+        if stretch is None:
+            held.append(axis)
+        else:
+            taken[axis] = stretch
+    rest = flow.over(node, labels, held, "it picks channels that only a run knows")
+    if rest.axes:
+        flow.give(node.outputs[0], rest.axes, rest.ids[tuple(taken.get(axis, slice(None)) for axis in rest.axes)])
+
+
+def _axes_sliced(node: gs.Node) -> list[int] | None:
+    axes, starts = _integers(node, "axes", 3), _integers(node, "starts", 1)
+    if axes is None and len(node.inputs) <= 3 and "axes" not in node.attrs and starts is not None:
+        return list(range(len(starts)))
+    return axes
+
+
+def _stretch(flow: Propagation, node: gs.Node, entry: int, ids: Array, along: int) -> slice | None:
+    """What a Slice takes along an axis of channels; None where it is not constant."""
+    in_inputs = flow.opset >= 10
+    starts, ends = (_integers(node, name, at if in_inputs else None) for name, at in (("starts", 1), ("ends", 2)))
+    steps = _integers(node, "steps", 4) if in_inputs else None
+    if starts is None or ends is None or (steps is None and len(node.inputs) > 4):
+        return None
+    size, step = ids.shape[along], 1 if steps is None else steps[entry]
+    start, end, _ = taken = slice(starts[entry], ends[entry], step).indices(size)
+    endless = ends[entry] >= _ENDLESS if step > 0 else ends[entry] <= -_ENDLESS
+    count = len(range(*taken))
+    if step == 1:
+        if starts[entry] != 0:
+            flow.extent(node, 1 if in_inputs else "starts", entry, ids, along, (0, start))
+        if not endless:
+            flow.extent(node, 2 if in_inputs else "ends", entry, ids, along, (0, end))
+    elif step > 1 and size % step == 0 and 0 <= starts[entry] < step and count == size // step:
+        runs = np.moveaxis(ids, along, -1)
+        runs = runs.reshape(*runs.shape[:-1], count, step)
+        flow.tie(runs[..., :1], runs)  # a run that goes leaves the others as they are
+        if not endless:
+            flow.extent(node, 2 if in_inputs else "ends", entry, ids, along, (0, end))
+    elif not (step == -1 and count == size and endless and starts[entry] == -1):
+        flow.hold(ids, along, f"{layer_name(node)}: it picks channels other than one constant stretch")
+    return slice(start, None if step < 0 and end < 0 else end, step)
+
+
+def gather(flow: Propagation, node: gs.Node) -> None:
+    """Entries of a tensor along an axis, or rows of a constant table (embedding)."""
+    index_shape, shape = flow.shape(node.inputs[1]), flow.shape(node.inputs[0])
+    if index_shape is None or shape is None:
+        flow.pin_inputs(node, "the shape of an operand is not known")
         return
-    entry = axes.index(labels.axis)
-    step = 1 if steps is None else steps[entry]
-    if starts is None or ends is None or step != 1 or (steps is None and len(node.inputs) > 4):
-        flow.pin_inputs(node, "it picks channels other than one constant stretch")
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    labels, indices = flow.labels(node.inputs[0]), value_of(node.inputs[1])
+    if flow.labels(node.inputs[1]) is not None:
+        flow.pin_inputs(node, "its indices are computed from channels")
+    elif labels is None:
+        if is_constant(node.inputs[0]) and axis == 0:
+            rows_of_a_table(flow, node, 0, [axis])
+    elif (along := labels.at(axis)) is None or indices is None or indices.ndim > 1:
+        rest = flow.over(node, labels, [axis], "it picks channels")
+        moved = [at + (len(index_shape) - 1 if at > axis else 0) for at in rest.axes]
+        if moved:
+            flow.give(node.outputs[0], moved, rest.ids)
+    else:
+        flow.pick(node, labels.ids, along)
+        picked = labels.ids.take(indices, axis=along)
+        moved = [at - (1 if at > axis and not indices.ndim else 0) for at in labels.axes]
+        if not indices.ndim:
+            del moved[along]
+        if moved:
+            flow.give(node.outputs[0], moved, picked)
+
+
+def rows_of_a_table(flow: Propagation, node: gs.Node, index: int, axes: Sequence[int] | None) -> None:
+    """The node takes rows of a constant matrix, along another axis than the last: that one has channels."""
+    layer, shape = flow.layer(node), flow.shape(node.inputs[index])
+    result = flow.shape(node.outputs[0])
+    if layer is not None and (layer.weight_index != index or layer.shared or layer.quantized):
         return
-    start, end, _ = slice(starts[entry], ends[entry]).indices(shape[labels.axis])
-    if starts[entry] != 0:
-        flow.extent(node, 1 if as_inputs else "starts", entry, labels.ids[:start])
-    if ends[entry] < 2**31 - 1:
-        flow.extent(node, 2 if as_inputs else "ends", entry, labels.ids[:end])
-    flow.give(node.outputs[0], labels.axis, labels.ids[start:end])
+    if not shape or result is None or axes is None or len(shape) - 1 in [axis % len(shape) for axis in axes]:
+        return
+    if result[-1] == shape[-1]:
+        ids = flow.fresh(shape[-1])
+        flow.place(node, index, len(shape) - 1, ids, "out")
+        flow.give(node.outputs[0], len(result) - 1, ids)
 
 
 def transpose(flow: Propagation, node: gs.Node) -> None:
-    """The axis of the channels moves."""
+    """The axes of the channels move."""
     labels, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0])
     if labels is None or shape is None:
         return
     order = list(node.attrs.get("perm") or reversed(range(len(shape))))
-    flow.give(node.outputs[0], order.index(labels.axis), labels.ids)
+    flow.give(node.outputs[0], [order.index(axis) for axis in labels.axes], labels.ids)
 
 
 def squeeze(flow: Propagation, node: gs.Node) -> None:
@@ -122,7 +221,8 @@ def squeeze(flow: Propagation, node: gs.Node) -> None:
     if axes is None:
         flow.pin_inputs(node, "its axes are not constant")
         return
-    flow.give(node.outputs[0], labels.axis - sum(axis < labels.axis for axis in axes), labels.ids)
+    moved = [own - sum(axis < own for axis in axes) for own in labels.axes]
+    flow.give(node.outputs[0], moved, labels.ids)
 
 
 def unsqueeze(flow: Propagation, node: gs.Node) -> None:
@@ -135,154 +235,45 @@ def unsqueeze(flow: Propagation, node: gs.Node) -> None:
         flow.pin_inputs(node, "its axes are not constant")
         return
     kept = [axis for axis in range(len(shape)) if axis not in axes]
-    flow.give(node.outputs[0], kept[labels.axis], labels.ids)
+    flow.give(node.outputs[0], [kept[axis] for axis in labels.axes], labels.ids)
 
 
-def flatten(flow: Propagation, node: gs.Node) -> None:
-    """Into two axes."""
+def tile(flow: Propagation, node: gs.Node) -> None:
+    """Repeats the whole tensor along its axes."""
     labels, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0])
-    if labels is None or shape is None:
-        return
-    axis = int(node.attrs.get("axis", 1))
-    axis = axis + len(shape) if axis < 0 else axis
-    first, last = (axis, len(shape)) if labels.axis >= axis else (0, axis)
-    if first == 0 and labels.axis > 0:
-        flow.pin_inputs(node, "it joins channels with the axis before them")
-        return
-    ids = merged(labels.ids, shape[first : labels.axis], shape[labels.axis + 1 : last])
-    flow.give(node.outputs[0], 1 if labels.axis >= axis else 0, ids)
-
-
-def merged(ids: Array, before: Sequence[int], after: Sequence[int]) -> Array:
-    """The channels of an axis that joins theirs with those before and after it."""
-    return np.tile(np.repeat(ids, math.prod(after)), math.prod(before))
-
-
-def reshape(flow: Propagation, node: gs.Node) -> None:
-    """The axis of the channels stays, or is joined with its neighbours; it is not to be split."""
-    labels = flow.labels(node.inputs[0])
-    old, new = flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
-    if labels is None or old is None or new is None:
-        return
-    found = _destination(old, labels.axis, new)
-    if found is None:
-        flow.pin_inputs(node, "it splits the axis of the channels, or joins it with the samples")
-        return
-    axis, first, last = found
-    ids = merged(labels.ids, old[first : labels.axis], old[labels.axis + 1 : last])
-    target = None if node.op != "Reshape" else _target(flow, node, axis, labels.axis)
-    if target is None:
-        flow.pin_inputs(node, "its target shape is computed in a way that fixes the channels")
-        return
-    where, source, entry = target
-    if source is not None:
-        flow.extent(where, source, entry, ids)
-    flow.give(node.outputs[0], axis, ids)
-
-
-def _destination(old: tuple[int, ...], axis: int, new: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """The new axis, and the stretch [first, last) of old axes that it joins
-
-    Axis 0 is taken for the samples, and not joined with the channels.
-    ."""
-    for position, size in enumerate(new):
-        if size < old[axis]:
-            continue
-        lead = math.prod(new[:position])
-        for first in range(axis, 0 if axis else -1, -1):
-            if math.prod(old[:first]) != lead:
-                continue
-            for last in range(axis + 1, len(old) + 1):
-                if math.prod(old[first:last]) == size:
-                    return position, first, last
-    return None
-
-
-def _target(flow: Propagation, node: gs.Node, axis: int, old_axis: int) -> tuple[gs.Node, int | str | None, int] | None:
-    """Node, input and entry of the constant that says how long the new axis is.
-
-    The source is None where nothing needs to be said (-1: as long as it comes), the result None where the
-    length comes from elsewhere.
-    """
-    if "shape" in node.attrs:
-        return node, ("shape" if node.attrs["shape"][axis] > 0 else None), axis
-    tensor = node.inputs[1]
-    if (value := value_of(tensor)) is not None:
-        if value[axis] == 0 and axis != old_axis:  # 0 copies the old length of the same axis
-            return None
-        return _entry(node, 1, value, axis)
-    producer = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-    if producer is None or producer.op != "Concat" or len(tensor.outputs) != 1:
-        return None
-    offset = 0
-    for index, part in enumerate(producer.inputs):
-        value, length = value_of(part), (flow.shape(part) or (1,))[0]
-        if offset <= axis < offset + length:
-            return None if value is None else _entry(producer, index, value, axis - offset)
-        offset += length
-    return None
-
-
-def _entry(node: gs.Node, index: int, value: Array, entry: int) -> tuple[gs.Node, int | None, int]:
-    return node, (index if value[entry] > 0 else None), entry
-
-
-def resize(flow: Propagation, node: gs.Node) -> None:
-    """Scales other axes than that of the channels."""
-    labels = flow.labels(node.inputs[0])
-    old, new = flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
-    if labels is None or old is None or new is None:
-        return
-    axes = [int(axis) % len(old) for axis in node.attrs.get("axes") or range(len(old))]
-    if old[labels.axis] != new[labels.axis]:
-        flow.pin_inputs(node, "it resizes the axis of the channels")
-        return
-    if node.op == "Resize" and len(node.inputs) > 3 and node.inputs[3].name and labels.axis in axes:
-        if not is_constant(node.inputs[3]):
-            flow.pin_inputs(node, "its sizes are computed")
-            return
-        flow.extent(node, 3, axes.index(labels.axis), labels.ids)
-    flow.give(node.outputs[0], labels.axis, labels.ids)
-
-
-def pad(flow: Propagation, node: gs.Node) -> None:
-    """Pads other axes than that of the channels."""
-    labels = flow.labels(node.inputs[0])
-    old, new = flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
-    if labels is None or old is None or new is None:
-        return
-    if old[labels.axis] != new[labels.axis]:
-        flow.pin_inputs(node, "it pads the axis of the channels")
-        return
-    flow.give(node.outputs[0], labels.axis, labels.ids)
-
-
-def shape_of_channels(flow: Propagation, node: gs.Node) -> None:
-    """Harmless as long as only other axes than that of the channels are read from the shape."""
-    labels = flow.labels(node.inputs[0])
     if labels is None:
         return
-    offset = int(node.attrs.get("start", 0))
-    if offset < 0 or _may_read(flow, node.outputs[0], labels.axis - offset):
-        flow.pin_inputs(node, "the number of channels is read from the shape")
+    repeats = value_of(node.inputs[1])
+    result = flow.shape(node.outputs[0])
+    if repeats is None and shape is not None and result is not None:  # as they were in the run
+        repeats = np.array(result) // np.array(shape)
+        if any(repeats[axis] > 1 for axis in labels.axes):
+            repeats = None
+    if repeats is None or len(node.inputs) > 2:
+        flow.pin_inputs(node, "how often it repeats channels is computed")
+        return
+    times = [int(repeats[axis]) for axis in labels.axes]
+    ids = labels.ids if set(times) == {1} else np.tile(labels.ids, times)
+    flow.give(node.outputs[0], labels.axes, ids)
 
 
-def _may_read(flow: Propagation, shape: gs.Tensor, entry: int) -> bool:
-    """Whether anyone takes that entry of the shape (or who knows which)."""
-    return flow.is_output(shape) or any(_takes(flow, reader, entry) for reader in shape.outputs)
+def depth_to_space(flow: Propagation, node: gs.Node) -> None:
+    """The channels whose entries become a square of one channel are tied."""
+    labels = flow.labels(node.inputs[0])
+    if labels is None or (ids := flow.single(node, labels, 1, "it moves channels into space")) is None:
+        return
+    square = int(node.attrs["blocksize"]) ** 2
+    first = node.attrs.get("mode", "DCR") == "DCR"
+    squares = ids.reshape(square, -1) if first else ids.reshape(-1, square).T
+    flow.tie(squares[:1], squares)
+    flow.give(node.outputs[0], 1, squares[0])
 
 
-def _takes(flow: Propagation, reader: gs.Node, entry: int) -> bool:
-    if reader.op in ("Cast", "Identity"):
-        return _may_read(flow, reader.outputs[0], entry)
-    if reader.op == "Gather" and (indices := value_of(reader.inputs[1])) is not None:
-        return bool((indices < 0).any() or (indices == entry).any())
-    if reader.op == "Slice" and len(reader.inputs) >= 3:
-        starts, ends = value_of(reader.inputs[1]), value_of(reader.inputs[2])
-        steps = [1] if len(reader.inputs) < 5 else value_of(reader.inputs[4])
-        if starts is not None and ends is not None and steps is not None and starts[0] >= 0 and steps[0] == 1:
-            return bool(starts[0] <= entry and (ends[0] < 0 or entry < ends[0]))
-    return True
+def space_to_depth(flow: Propagation, node: gs.Node) -> None:
+    """Every channel becomes as many as a square has entries."""
+    labels = flow.labels(node.inputs[0])
+    if labels is not None and (ids := flow.single(node, labels, 1, "it moves space into channels")) is not None:
+        flow.give(node.outputs[0], 1, np.tile(ids, int(node.attrs["blocksize"]) ** 2))
 
 
 def axes_of(node: gs.Node, rank: int, every: bool = True) -> list[int] | None:
@@ -310,13 +301,12 @@ SHAPE_RULES: dict[str, Rule] = {
     "Concat": concat,
     "Split": split,
     "Slice": slice_,
+    "Gather": gather,
     "Transpose": transpose,
     "Squeeze": squeeze,
     "Unsqueeze": unsqueeze,
-    "Flatten": flatten,
-    "Reshape": reshape,
-    "Resize": resize,
-    "Upsample": resize,
-    "Pad": pad,
-    "Shape": shape_of_channels,
+    "Tile": tile,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    **RESHAPE_RULES,
 }

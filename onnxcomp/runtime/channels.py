@@ -181,6 +181,8 @@ def _unfit(group: Group) -> str | None:
     if not layers:
         return "no layer reads its channels"
     for layer in layers:
+        if layer.kind == "other":
+            return f"{layer.name} reads its channels, and no {layer.op} can be fitted to do without some"
         if (size := layout_of(layer).size) > MAX_INPUTS:
             return f"{layer.name} reads {size} inputs, more than the {MAX_INPUTS} that can be fitted"
     for slot in group.slots:
