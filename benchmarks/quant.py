@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 from harness.bench import Bench, add_limits, models_asked, names_of, say, started
 from harness.calibration_cost import measure_costs
 from harness.document import write_document
-from harness.entries import EIGHT_BITS, FOUR_BITS, Entry
-from harness.quant_results import QuantResults, merge
-from harness.results import Section
+from harness.entries import EIGHT_BITS, FOUR_BITS
+from harness.quant_results import QuantResults
 from harness.saturation import emulator, measure_saturation
 from harness.zoo import ZooModel
 
@@ -62,14 +60,15 @@ def _measure(
     stored: Path,
 ) -> None:
     """Run the suites, and write what is there after each part."""
+    saturates = Target.host().int8_saturates
     for suite, known, sections in (
         ("eight", EIGHT_BITS, results.eight_bits),
         ("four", FOUR_BITS, results.four_bits),
     ):
         for model in models if suite in suites else ():
-            _section(
-                bench, suite, model, [known[name] for name in entries or known if name in known], sections, entries
-            )
+            asked = [known[name] for name in entries or known if name in known]
+            suited = [entry for entry in asked if entry.suits(model, saturates)]
+            bench.suite(suite, model, suited, sections, alone=entries is not None)
             results.write(stored)
     if entries is not None:
         return
@@ -83,24 +82,6 @@ def _measure(
             return
         results.saturation = measure_saturation(bench, prefix)
         results.write(stored)
-
-
-def _section(
-    bench: Bench,
-    suite: str,
-    model: ZooModel,
-    entries: list[Entry],
-    sections: dict[str, Section],
-    asked: list[str] | None,
-) -> None:
-    saturates = Target.host().int8_saturates
-    suited = [entry for entry in entries if entry.suits(model, saturates)]
-    if not suited:
-        return
-    start = time.perf_counter()
-    part = bench.within(suite).section(model, suited)
-    sections[model.name] = merge(sections.get(model.name), part) if asked else part
-    say(f"{suite}, {model.name}: {(time.perf_counter() - start) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

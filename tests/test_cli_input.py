@@ -128,7 +128,7 @@ def test_external_data_that_cannot_be_used_is_refused(command: Command, location
         ("prune(flops='much')", "prune: option flops='much' is not allowed"),
         ("quant(samples=0)", "it must be >= 1 and <= 100000"),
         ("quant(mode='fast')", "it should be 'auto', 'static', 'dynamic' or 'weights'"),
-        ("prune(flops=0.2,sparsity=0.2)", "flops and sparsity exclude each other"),
+        ("prune(flops=0.2,sparsity=0.2)", "flops, sparsity and speedup exclude each other"),
         ("prune(0.3)", "prune: options are named, as in prune("),
         ("prune(flops=__import__('os'))", "is no number, text, list or boolean"),
         ("prune(", "cannot be read; write it like prune(flops=0.3),quant"),

@@ -66,6 +66,17 @@ def _flat(metadata: Any) -> list[Any]:
     return found
 
 
+def _of_one_kind(draw: st.DrawFn, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of prune that go together: channels with one budget, or zeros among weights."""
+    if draw(st.booleans()):
+        sparse = draw(st.sampled_from(["element", "2:4", "1:3", "block(8,8)"]))
+        kept = ("score",) if ":" in sparse else ("score", "sparsity")
+        return {"granularity": sparse} | {name: options[name] for name in kept if name in options}
+    budgets = ["flops", "sparsity", "speedup"]
+    dropped = {"granularity", "score", *budgets} - {draw(st.sampled_from(budgets))}
+    return {name: value for name, value in options.items() if name not in dropped}
+
+
 @st.composite
 def passes(draw: st.DrawFn) -> Pass:
     """A built-in pass with random legal options."""
@@ -74,8 +85,8 @@ def passes(draw: st.DrawFn) -> Pass:
     for name, field in cls.model_fields.items():
         if draw(st.booleans()):
             options[name] = draw(values(field.annotation, _flat(field.metadata)))
-    if cls.name == "prune" and options.get("flops") is not None:
-        options.pop("sparsity", None)  # they exclude each other
+    if cls.name == "prune":
+        options = _of_one_kind(draw, options)
     if cls.name == "quant" and options.get("bits") == 16:
         options = {"bits": 16}  # which few others go with
     return cls.with_options(options)
@@ -143,7 +154,7 @@ UNREADABLE = ["prune(", "prune]", "prune quant", "prune;quant", ",", "my-pass", 
         ("prune(flops=1e999)", "prune: option flops=inf is not allowed"),
         ("prune(flops='x')", "prune: option flops='x' is not allowed"),
         ("prune(align=0)", "1"),
-        ("prune(flops=0.1, sparsity=0.1)", "prune: flops and sparsity exclude each other; give one of them"),
+        ("prune(flops=0.1, sparsity=0.1)", "prune: flops, sparsity and speedup exclude each other; give one of them"),
         ("quant(ranges='best')", "'auto', 'mse', 'percentile', 'entropy' or 'minmax'"),
         ("reorder(block=3)", "reorder: option block=3 is not allowed"),
         ("reorder(starts=65)", "64"),

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import shlex
+import shutil
 import statistics
 import sys
 import tempfile
@@ -17,10 +18,20 @@ from typing import Any
 
 from harness.entries import Entry, add_report, report_of
 from harness.process import Limits, Outcome, run
-from harness.results import Environment, Row, Section, ratio_of
+from harness.results import Environment, Row, Section, merge, ratio_of
 from harness.zoo import MODELS, ZooModel
 
-__all__ = ["Bench", "add_limits", "describe_environment", "models_asked", "names_of", "python", "say", "started"]
+__all__ = [
+    "Bench",
+    "add_limits",
+    "describe_environment",
+    "models_asked",
+    "names_of",
+    "python",
+    "say",
+    "started",
+    "told_arguments",
+]
 
 HERE = Path(__file__).resolve().parents[1]
 JUDGING = Limits(seconds=1800, bytes=16e9)
@@ -38,6 +49,8 @@ class Bench:
         environment: where this runs.
         samples: calibration samples of the peers at most; None for their own number.
         unfused: run onnxcomp's results without ONNX Runtime's optimizations too.
+        weights: count FLOPs, zeros, and bytes after packing.
+        reuse: take peers' results as an earlier run has left them in ``work``.
     """
 
     repeats: int
@@ -48,6 +61,8 @@ class Bench:
     environment: Environment
     samples: int | None = None
     unfused: bool = False
+    weights: bool = False
+    reuse: bool = False
 
     def within(self, folder: str) -> Bench:
         """The same with a folder of its own below ``work``."""
@@ -63,9 +78,7 @@ class Bench:
         files = {"fp32": model.path}
         rows = []
         for entry in entries:
-            row, output = self._compress(model, entry)
-            if row.failure is None:
-                self._judge(model, row, output)
+            row, output = self.made_and_judged(model, entry)
             if row.failure is None:
                 files[row.name] = output
             rows.append(row)
@@ -86,9 +99,35 @@ class Bench:
             rows=rows,
         )
 
-    def _compress(self, model: ZooModel, entry: Entry) -> tuple[Row, Path]:
-        """Run an entry; the model's folder holds nothing else, so that its size is the model's."""
+    def suite(
+        self, name: str, model: ZooModel, entries: Iterable[Entry], sections: dict[str, Section], alone: bool
+    ) -> None:
+        """Put one model's section among the others; ``alone``: these rows, beside those of earlier runs."""
+        entries = list(entries)
+        if not entries:
+            return
+        start = time.perf_counter()
+        part = self.within(name).section(model, entries)
+        sections[model.name] = merge(sections.get(model.name), part) if alone else part
+        say(f"{name}, {model.name}: {(time.perf_counter() - start) / 60:.1f} minutes")
+
+    def made_and_judged(self, model: ZooModel, entry: Entry) -> tuple[Row, Path]:
+        """An entry made and judged, not timed; of a peer, what an earlier run has left if that is wanted."""
         output = self.work / model.name / entry.name / "model.onnx"
+        kept = output.parent.with_suffix(".row.json")
+        if self.reuse and entry.pipeline is None and kept.is_file():
+            return Row.model_validate_json(kept.read_text(encoding="utf-8")), output
+        if self.reuse:
+            shutil.rmtree(output.parent, ignore_errors=True)
+            report_of(output).unlink(missing_ok=True)
+        row = self._compress(model, entry, output)
+        if row.failure is None:
+            self._judge(model, row, output)
+        kept.write_text(row.model_dump_json(exclude_none=True), encoding="utf-8")
+        return row, output
+
+    def _compress(self, model: ZooModel, entry: Entry, output: Path) -> Row:
+        """Run an entry; the model's folder holds nothing else, so that its size is the model's."""
         output.parent.mkdir()
         log = output.parent.with_suffix(".log")
         outcome = run(entry.command(model, output, self.samples), log, self.limits, cwd=HERE)
@@ -99,7 +138,7 @@ class Bench:
             row.failure = "no model was written"
         if row.failure is None:
             row.bytes = sum(path.stat().st_size for path in output.parent.rglob("*") if path.is_file())
-        return row, output
+        return row
 
     def _judge(self, model: ZooModel, row: Row, file: Path) -> dict[str, Any]:
         """Fill in the figures."""
@@ -116,7 +155,21 @@ class Bench:
         row.figures = {name: value for name, value in judged["figures"].items() if value is not None}
         for field in ("sqnr_db", "undecided", "agreement", "unfused_agreement", "integer_kernels", "float_layers"):
             setattr(row, field, judged[field])
+        if self.weights:
+            self._weigh(model, row, file)
         return judged
+
+    def _weigh(self, model: ZooModel, row: Row, file: Path) -> None:
+        """Fill in FLOPs, zeros, and bytes after packing."""
+        folder = [] if row.name == "fp32" else ["--folder"]
+        outcome = python(
+            ["harness.weights", model.name, str(file), *folder], self.work / model.name / f"{row.name}.weights.log"
+        )
+        if outcome.failure is not None:
+            row.failure = f"its weights cannot be counted: {outcome.failure}"
+            return
+        for field, found in json.loads(outcome.output).items():
+            setattr(row, field, found)
 
     def _time(self, model: ZooModel, files: dict[str, Path], rows: dict[str, Row]) -> None:
         """Fill in the latencies: the original is timed twice, so that its row shows the noise."""
@@ -139,7 +192,7 @@ class Bench:
 
 @contextlib.contextmanager
 def started(
-    options: argparse.Namespace, script: str, samples: int | None = None, unfused: bool = False
+    options: argparse.Namespace, script: str, samples: int | None = None, unfused: bool = False, weights: bool = False
 ) -> Iterator[Bench]:
     """The invocation that ``add_limits`` parsed, with a folder that goes at the end unless one was named."""
     with tempfile.TemporaryDirectory(prefix="onnxcomp-bench-") as scratch:
@@ -150,10 +203,12 @@ def started(
             threads=options.threads,
             limits=Limits(options.timeout, options.memory * 1e9),
             work=work,
-            command=shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+            command=shlex.join(["python", f"benchmarks/{script}", *told_arguments(sys.argv[1:])]),
             environment=describe_environment(work),
             samples=samples,
             unfused=unfused,
+            weights=weights,
+            reuse=getattr(options, "reuse", False),
         )
 
 
@@ -187,11 +242,11 @@ def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def add_limits(parser: argparse.ArgumentParser, repeats: int, gigabytes: float) -> None:
+def add_limits(parser: argparse.ArgumentParser, repeats: int, gigabytes: float, seconds: float = 300) -> None:
     """The options that all benchmarks have."""
     parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds of timing; default: {repeats}")
     parser.add_argument("--threads", type=int, default=1, help="of the timed sessions; default: 1")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for an entry; default: 300")
+    parser.add_argument("--timeout", type=float, default=seconds, help=f"seconds for an entry; default: {seconds:g}")
     parser.add_argument("--memory", type=float, default=gigabytes, help=f"GB for an entry; default: {gigabytes:g}")
     parser.add_argument("--work", type=Path, help="keep what is made in this new folder")
     parser.add_argument("--render", action="store_true", help="measure nothing, write the Markdown again")
@@ -203,6 +258,17 @@ def models_asked(parser: argparse.ArgumentParser, names: Iterable[str]) -> list[
     if missing := [model.name for model in models if not model.path.is_file()]:
         parser.error(f"not in the cache: {', '.join(missing)}; run python models/fetch.py {' '.join(missing)}")
     return models
+
+
+def told_arguments(arguments: Sequence[str]) -> list[str]:
+    """Those that make a difference to what is measured: no folder of this machine, and not what it was reused for."""
+    told: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument != "--reuse" and not argument.startswith("--work"):
+            told.append(argument)
+        skip = argument == "--work"
+    return told
 
 
 def _told(row: Row) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.collection import Collection
+from harness.prune_results import PruneResults
 from harness.quant_results import QuantResults
 from harness.render import render
+from harness.render_prune import prune_sections
 from harness.render_quant import quant_sections
 from harness.results import Results
 from harness.robustness import robustness
@@ -19,6 +21,9 @@ COLLECTION = Path(__file__).resolve().parents[1] / "COLLECTION.json"
 def write_document(path: Path, results: Results | None = None) -> None:
     """Write the Markdown; ``results`` are those of the JSON of the same name when they are not given."""
     results = Results.read(path.with_suffix(".json")) if results is None else results
-    parts = [render(results, Collection.read(COLLECTION)), robustness(path.parent)]
-    quant = quant_sections(QuantResults.read(path.parent / "QUANT.json"))
-    path.write_text("".join(parts) + ("\n" + quant if quant else ""), encoding="utf-8")
+    parts = [
+        render(results, Collection.read(COLLECTION)) + robustness(path.parent),
+        quant_sections(QuantResults.read(path.parent / "QUANT.json")),
+        prune_sections(PruneResults.read(path.parent / "PRUNE.json")),
+    ]
+    path.write_text("\n".join(filter(None, parts)), encoding="utf-8")

@@ -14,11 +14,13 @@ from harness.peers import Peer
 from harness.results import Row
 from harness.zoo import ZooModel
 
-__all__ = ["EIGHT_BITS", "ENTRIES", "FOUR_BITS", "FULL", "QUANT", "WEIGHTS_4", "Entry", "add_report", "report_of"]
+__all__ = ["CHANNELS", "EIGHT_BITS", "ELEMENTS", "ENTRIES", "FOUR_BITS", "FULL", "QUANT", "SPEEDUP", "WEIGHTS_4"]
+__all__ += ["Entry", "add_report", "report_of"]
 
 FULL = "onnxcomp-prune-quant-reorder"
 QUANT = "onnxcomp-quant"
 WEIGHTS_4 = "onnxcomp-weights4"
+SPEEDUP = "onnxcomp-speedup"
 TRANSFORMERS = ("minilm",)
 
 
@@ -32,6 +34,7 @@ class Entry:
         pipeline: of onnxcomp; None for a peer.
         only: names of the models that it is meant for; empty for all.
         saturating: it makes sense only where 8-bit weights can saturate.
+        calibrated: onnxcomp gets the calibration samples.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Entry:
     pipeline: str | None = None
     only: tuple[str, ...] = ()
     saturating: bool = False
+    calibrated: bool = True
 
     def suits(self, model: ZooModel, saturates: bool) -> bool:
         """Whether it is meant for the model on this kind of CPU."""
@@ -57,7 +61,8 @@ class Entry:
             limited = [] if samples is None else ["--samples", str(samples)]
             files = [str(model.path), str(model.data), str(output)]
             return [sys.executable, "-m", "harness.peers", self.name, *files, *limited]
-        made = ["-p", self.pipeline, "--data", str(model.data), "-o", str(output), "--report", str(report_of(output))]
+        data = ["--data", str(model.data)] if self.calibrated else []
+        made = ["-p", self.pipeline, *data, "-o", str(output), "--report", str(report_of(output))]
         return [onnxcomp_program(), str(model.path), *made]
 
     def row(self) -> Row:
@@ -88,6 +93,10 @@ def add_report(row: Row, output: Path) -> None:
 
 def _onnxcomp(name: str, pipeline: str, only: tuple[str, ...] = ()) -> Entry:
     return Entry(name, "onnxcomp", f"-p {pipeline}", pipeline, only)
+
+
+def _without_data(name: str, pipeline: str, only: tuple[str, ...] = ()) -> Entry:
+    return Entry(name, "onnxcomp", f"-p {pipeline}, no data", pipeline, only, calibrated=False)
 
 
 def _peer(name: str, peer: Peer) -> Entry:
@@ -123,5 +132,42 @@ FOUR_BITS = _named(
         _onnxcomp("onnxcomp-quant4", "quant(bits=4)"),
         _onnxcomp(WEIGHTS_4, 'quant(mode="weights", bits=4)'),
         *(_peer(name, peer) for name, peer in peers.FOUR_BITS.items()),
+    ]
+)
+
+
+def _channels(percent: int, only: tuple[str, ...]) -> list[Entry]:
+    pipeline = f"prune(flops={percent / 100:g})"
+    return [
+        _onnxcomp(f"onnxcomp-{percent}", pipeline, only),
+        _without_data(f"onnxcomp-norms-{percent}", pipeline, only),
+    ]
+
+
+def _elements(name: str, options: str) -> list[Entry]:
+    magnitude = f'prune({options}, score="magnitude")'
+    return [
+        _onnxcomp(f"onnxcomp-{name}", f"prune({options})"),
+        _without_data(f"onnxcomp-magnitude-{name}", magnitude),
+    ]
+
+
+_SMALL = ("fashion", "mnist")
+_LARGE = ("mobilenetv2", "ppocr_rec", "minilm", "ppocr_det")
+CHANNELS = _named(
+    [
+        *_channels(15, _LARGE),
+        *_channels(30, _SMALL),
+        *_channels(50, _SMALL),
+        _onnxcomp(SPEEDUP, "prune(speedup=1.5)"),
+        *(_peer(name, peer) for name, peer in peers.CHANNELS.items()),
+    ]
+)
+ELEMENTS = _named(
+    [
+        *_elements("half", 'granularity="element", sparsity=0.5'),
+        *_elements("2of4", 'granularity="2:4"'),
+        *_elements("blocks", 'granularity="block(8,8)", sparsity=0.5'),
+        *(_peer(name, peer) for name, peer in peers.ELEMENTS.items()),
     ]
 )

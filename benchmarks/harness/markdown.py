@@ -10,6 +10,7 @@ from harness.zoo import Figure
 
 __all__ = [
     "NONE",
+    "decibels",
     "escaped",
     "facts",
     "line",
@@ -21,7 +22,7 @@ __all__ = [
     "size_ratio",
     "table",
 ]
-__all__ += ["setting_cell", "table", "targets_table", "value"]
+__all__ += ["share", "table", "targets_table", "value"]
 
 NONE = "-"
 
@@ -84,6 +85,16 @@ def seconds(found: float | None) -> str:
 def megabytes(found: int | None) -> str:
     """Whole megabytes (1e6 bytes)."""
     return NONE if found is None else f"{found / 1e6:,.0f} MB"
+
+
+def share(found: float | None) -> str:
+    """A share in per cent."""
+    return NONE if found is None else f"{100 * found:.2f} %"
+
+
+def decibels(found: float | None) -> str:
+    """Decibels to a tenth."""
+    return NONE if found is None else f"{found:.1f} dB"
 
 
 def setting_cell(setting: str, failure: str | None) -> str:

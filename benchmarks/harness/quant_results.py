@@ -8,7 +8,7 @@ from pydantic import Field
 
 from harness.results import Environment, Part, Section, Stored
 
-__all__ = ["Cost", "Costs", "QuantResults", "Saturation", "SaturationRow", "merge"]
+__all__ = ["Cost", "Costs", "QuantResults", "Saturation", "SaturationRow"]
 
 
 class Cost(Part):
@@ -79,15 +79,3 @@ class QuantResults(Stored):
     four_bits: dict[str, Section] = Field(default_factory=dict)
     costs: Costs | None = None
     saturation: Saturation | None = None
-
-
-def merge(before: Section | None, after: Section) -> Section:
-    """A section whose rows of an earlier run are replaced by those of a later one, which are marked by its date.
-
-    The facts about the machine stay those of the earlier run.
-    """
-    if before is None:
-        return after
-    rows = {row.name: row for row in before.rows}
-    rows |= {row.name: row.model_copy(update={"date": after.date}) for row in after.rows}
-    return before.model_copy(update={"rows": list(rows.values())})

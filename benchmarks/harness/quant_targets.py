@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from harness.calibration_cost import FEW, MANY
 from harness.entries import QUANT, WEIGHTS_4
+from harness.figures import (
+    against_peers,
+    at_least_the_best,
+    failed_row,
+    figure_name,
+    hundred,
+    percent,
+    points_lost,
+    speed,
+    usable_row,
+)
 from harness.quant_results import Costs, QuantResults, Saturation
 from harness.results import Row, Section
 from harness.saturation import WORST_CASE
@@ -64,35 +75,24 @@ def rivals(section: Section, least_size: float) -> list[Row]:
 
 
 def _eight(name: str, aim: _Aim, section: Section | None) -> Iterator[Target]:
-    if failed := _failed(section, QUANT):
+    if failed := failed_row(section, QUANT):
         yield Target(f"{name}, 8 bits: all targets", failed, False, "fails")
         return
-    row = _usable(section, QUANT)
+    row = usable_row(section, QUANT)
     if aim.lost is not None:
-        yield limit(f"{name}, 8 bits: points lost of {_figure(name)}", _lost(section, row), "points", aim.lost)
+        yield limit(
+            f"{name}, 8 bits: points lost of {figure_name(name)}", points_lost(section, row), "points", aim.lost
+        )
     if aim.agreement is not None:
-        yield limit(f"{name}, 8 bits: agreement", _percent(row, "agreement"), "%", aim.agreement, least=True)
+        yield limit(f"{name}, 8 bits: agreement", percent(row, "agreement"), "%", aim.agreement, least=True)
     if aim.size is not None:
         yield limit(f"{name}, 8 bits: file, times smaller", times_smaller(section, row), "x", aim.size, least=True)
     for length, least in aim.speeds.items():
         text = f"{name}, 8 bits: speed{f' at {length}' if length else ''}"
-        yield limit(text, _speed(row, length), "x", least, least=True)
+        yield limit(text, speed(row, length), "x", least, least=True)
     if section is not None:
-        yield from _against_peers(f"{name}, 8 bits", section, row, rivals(section, LEAST_SIZE))
+        yield from against_peers(f"{name}, 8 bits", section, row, rivals(section, LEAST_SIZE))
         yield from _against_speed(name, section, row)
-
-
-def _against_peers(text: str, section: Section, row: Row | None, peers: list[Row]) -> Iterator[Target]:
-    """The first figure, the agreement and the SQNR are those of the best peer at least, each on its own."""
-    figure = MODELS[section.model].figures[0]
-    columns: list[tuple[str, str, Callable[[Row], float | None]]] = [
-        ("agreement", "%", lambda item: _hundred(item.agreement)),
-        ("SQNR", "dB", lambda item: item.sqnr_db),
-    ]
-    if figure.name not in ("agreement", "SQNR"):
-        columns.insert(0, (figure.name, "%", lambda item: _hundred(item.figures.get(figure.name))))
-    for title, unit, read in columns:
-        yield from _best(f"{text}: {title}", unit, read, row, peers)
 
 
 def _against_speed(name: str, section: Section, row: Row | None) -> Iterator[Target]:
@@ -100,21 +100,11 @@ def _against_speed(name: str, section: Section, row: Row | None) -> Iterator[Tar
     close = [peer for peer in rivals(section, LEAST_SIZE) if _is_close(section, peer)]
     for length in ("", *section.original.latencies):
         text = f"{name}, 8 bits: speed{f' at {length}' if length else ''}"
-        yield from _best(text, "x", lambda item, length=length: _speed(item, length), row, close)  # type: ignore[misc]
-
-
-def _best(
-    text: str, unit: str, read: Callable[[Row], float | None], row: Row | None, peers: list[Row]
-) -> Iterator[Target]:
-    """At least the highest value of the peers, if one of them has any."""
-    values = {peer.name: found for peer in peers if (found := read(peer)) is not None}
-    if values:
-        best = max(values, key=lambda name: values[name])
-        yield limit(f"{text}, against {best}", read(row) if row else None, unit, values[best], least=True)
+        yield from at_least_the_best(text, "x", lambda item, length=length: speed(item, length), row, close)  # type: ignore[misc]
 
 
 def _is_close(section: Section, row: Row) -> bool:
-    lost = _lost(section, row)
+    lost = points_lost(section, row)
     if lost is None:  # the figure is in decibels
         return row.agreement is not None and 100 * (1 - row.agreement) <= CLOSE
     return lost <= CLOSE
@@ -124,18 +114,17 @@ def _is_close(section: Section, row: Row) -> bool:
 
 
 def _four(name: str, most: float, section: Section | None) -> Iterator[Target]:
-    if failed := _failed(section, WEIGHTS_4):
+    if failed := failed_row(section, WEIGHTS_4):
         yield Target(f"{name}, 4 bits: all targets", failed, False, "fails")
         return
-    row = _usable(section, WEIGHTS_4)
+    row = usable_row(section, WEIGHTS_4)
     points = MODELS[name].figures[0].unit == "points"
-    lost = (
-        _lost(section, row) if points else None if row is None or row.agreement is None else 100 * (1 - row.agreement)
-    )
-    yield limit(f"{name}, 4 bits: points lost of {_figure(name) if points else 'agreement'}", lost, "points", most)
-    yield limit(f"{name}, 4 bits: speed", _speed(row, ""), "x", 0.95, least=True)
+    changed = None if row is None or row.agreement is None else 100 * (1 - row.agreement)
+    lost = points_lost(section, row) if points else changed
+    yield limit(f"{name}, 4 bits: points lost of {figure_name(name) if points else 'agreement'}", lost, "points", most)
+    yield limit(f"{name}, 4 bits: speed", speed(row, ""), "x", 0.95, least=True)
     if section is not None and row is not None:
-        yield from _against_peers(
+        yield from against_peers(
             f"{name}, 4 bits", section, row, rivals(section, LIKE_SIZE * (times_smaller(section, row) or 0))
         )
 
@@ -145,18 +134,18 @@ def _four(name: str, most: float, section: Section | None) -> Iterator[Target]:
 
 def _saturation(sections: dict[str, Section], found: Saturation | None) -> Iterator[Target]:
     for name, section in sections.items():
-        row = _usable(section, QUANT)
+        row = usable_row(section, QUANT)
         text = f"{name}, 8 bits: decisions that are the same without fused kernels"
-        yield limit(text, _percent(row, "unfused_agreement"), "%", EQUAL, least=True)
+        yield limit(text, percent(row, "unfused_agreement"), "%", EQUAL, least=True)
     rows = [] if found is None else [row for row in found.rows if row.equal is not None]
     for model in dict.fromkeys(row.model for row in rows):
         ours = next((row.equal for row in rows if row.model == model and row.tool == "onnxcomp" and row.safe), None)
         text = f"{model} without VNNI: classes that are the same without fused kernels"
-        yield limit(text, _hundred(ours), "%", EQUAL, least=True)
+        yield limit(text, hundred(ours), "%", EQUAL, least=True)
     peers = [row.equal for row in rows if row.model == WORST_CASE and row.tool != "onnxcomp" and not row.safe]
     if peers:
         yield limit(
-            "worst case without VNNI: the worst peer's classes that are the same", _hundred(min(peers)), "%", 95.0
+            "worst case without VNNI: the worst peer's classes that are the same", hundred(min(peers)), "%", 95.0
         )  # type: ignore[type-var]
 
 
@@ -184,44 +173,3 @@ def _costs(costs: Costs | None) -> Iterator[Target]:
     ):
         wanted = f"calibration: seconds {text}"
         yield Target(wanted, "not measured", None) if most is None else limit(wanted, own(name), "s", most)
-
-
-# -- figures --------------------------------------------------------------------------------------------------
-
-
-def _failed(section: Section | None, name: str) -> str:
-    row = section.row(name) if section else None
-    return "" if row is None or row.failure is None else row.failure
-
-
-def _usable(section: Section | None, name: str) -> Row | None:
-    row = section.row(name) if section else None
-    return None if row is None or row.failure is not None else row
-
-
-def _figure(name: str) -> str:
-    return MODELS[name].figures[0].name
-
-
-def _lost(section: Section | None, row: Row | None) -> float | None:
-    """Percentage points of the first figure; None where it is in decibels."""
-    if section is None or row is None:
-        return None
-    figure = MODELS[section.model].figures[0]
-    if figure.unit != "points" or figure.name not in row.figures:
-        return None
-    lost = 100 * (section.original.figures[figure.name] - row.figures[figure.name])
-    return lost if figure.higher_is_better else -lost
-
-
-def _speed(row: Row | None, length: str) -> float | None:
-    found = None if row is None else row.latencies.get(length) if length else row.latency
-    return None if found is None else found.median
-
-
-def _percent(row: Row | None, attribute: str) -> float | None:
-    return None if row is None else _hundred(getattr(row, attribute))
-
-
-def _hundred(found: float | None) -> float | None:
-    return None if found is None else 100 * found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from harness.markdown import (
     NONE,
+    decibels,
     facts,
     machine,
     megabytes,
     ratio,
     seconds,
     setting_cell,
+    share,
     size_ratio,
     table,
     targets_table,
@@ -58,10 +60,10 @@ def saturation_section(found: Saturation) -> str:
             row.model,
             row.tool,
             setting_cell(row.setting, row.failure),
-            _share(row.unfused),
-            _share(row.fused),
-            _share(row.equal),
-            _decibels(row.sqnr_db),
+            share(row.unfused),
+            share(row.fused),
+            share(row.equal),
+            decibels(row.sqnr_db),
         ]
         for row in found.rows
     ]
@@ -92,7 +94,7 @@ def _table(section: Section) -> str:
 
 def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], lengths: list[str]) -> list[str]:
     setting = row.setting if row.date is None else f"{row.setting} (measured apart, {row.date})"
-    distances = {"agreement": _share(row.agreement), "SQNR": _decibels(row.sqnr_db)}
+    distances = {"agreement": share(row.agreement), "SQNR": decibels(row.sqnr_db)}
     kernels = NONE if row.integer_kernels is None else f"{row.integer_kernels} int, {row.float_layers} float"
     return [
         row.tool,
@@ -103,7 +105,7 @@ def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], 
         ratio(row.latency),
         *(ratio(row.latencies.get(name)) for name in lengths),
         kernels,
-        _share(row.unfused_agreement),
+        share(row.unfused_agreement),
         seconds(row.seconds),
         megabytes(row.peak_bytes),
     ]
@@ -124,11 +126,3 @@ def _costs(costs: Costs) -> str:
     ]
     columns = ["tool", "setting", "samples", "quantizing", "whole process", "peak memory"]
     return "\n\n".join(["## Quantization: cost of the calibration", "\n".join(about), table(columns, rows)])
-
-
-def _share(found: float | None) -> str:
-    return NONE if found is None else f"{100 * found:.2f} %"
-
-
-def _decibels(found: float | None) -> str:
-    return NONE if found is None else f"{found:.1f} dB"

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Environment", "Part", "Ratio", "Results", "Row", "Section", "Stored", "ratio_of"]
+__all__ = ["Environment", "Part", "Ratio", "Results", "Row", "Section", "Stored", "merge", "ratio_of"]
 
 
 class Part(BaseModel):
@@ -67,6 +67,12 @@ class Row(Part):
     """In the graph that ONNX Runtime makes of it."""
     float_layers: int | None = None
     """Layers with constant weights that run in float there."""
+    flops: int | None = None
+    """Of one run on one sample."""
+    zeros: float | None = None
+    """Share of zeros among the weights that are multiplied."""
+    packed_bytes: int | None = None
+    """All files that it wrote, packed by LZMA."""
     latency: Ratio | None = None
     latencies: dict[str, Ratio] = Field(default_factory=dict)
     """At other lengths of the input, by name."""
@@ -133,3 +139,15 @@ class Results(Stored):
     """Sections by model."""
 
     sections: dict[str, Section] = Field(default_factory=dict)
+
+
+def merge(before: Section | None, after: Section) -> Section:
+    """A section whose rows of an earlier run are replaced by those of a later one, which are marked by its date.
+
+    The facts about the machine stay those of the earlier run.
+    """
+    if before is None:
+        return after
+    rows = {row.name: row for row in before.rows}
+    rows |= {row.name: row.model_copy(update={"date": after.date}) for row in after.rows}
+    return before.model_copy(update={"rows": list(rows.values())})

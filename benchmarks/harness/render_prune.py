@@ -1,0 +1,120 @@
+"""What prune.py measured, as Markdown."""
+
+from __future__ import annotations
+
+from harness.figures import points_lost
+from harness.markdown import (
+    NONE,
+    decibels,
+    facts,
+    machine,
+    megabytes,
+    ratio,
+    seconds,
+    setting_cell,
+    share,
+    size_ratio,
+    table,
+    targets_table,
+    value,
+)
+from harness.prune_results import Discovery, PruneResults
+from harness.prune_targets import check_prune, removed
+from harness.quant_results import Costs
+from harness.results import Row, Section
+from harness.zoo import MODELS, Figure
+
+__all__ = ["prune_sections"]
+
+_SUITES = {"channels": "channels", "elements": "weights, 2:4, blocks"}
+
+
+def prune_sections(results: PruneResults) -> str:
+    """A section for each suite and model; nothing when nothing was measured."""
+    parts = [
+        _section(title, section) for suite, title in _SUITES.items() for section in getattr(results, suite).values()
+    ]
+    if results.costs is not None:
+        parts.append(_costs(results.costs, results.discovery))
+    if not parts:
+        return ""
+    parts.append(targets_table("Pruning: targets", check_prune(results)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, section: Section) -> str:
+    heading = f"## Pruning, {title}: {section.model} (`{section.file}`)"
+    return "\n\n".join([heading, facts(section), _table(section)])
+
+
+def _table(section: Section) -> str:
+    figures = [figure for figure in MODELS[section.model].figures if figure.name in section.figures]
+    named = {figure.name for figure in figures}
+    extra = [name for name in ("agreement", "SQNR") if name not in named]
+    lengths = list(section.original.latencies)
+    columns = [
+        *("tool", "setting"),
+        *(figure.name for figure in figures),
+        *(["lost"] if figures[0].unit == "points" else []),
+        *extra,
+        *("FLOPs removed", "zeros", "file", "packed", "packed, smaller", "speed (quartiles)"),
+        *(f"speed, {name}" for name in lengths),
+        *("compile", "peak memory"),
+    ]
+    return table(columns, [_cells(row, section, figures, extra, lengths) for row in (section.original, *section.rows)])
+
+
+def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], lengths: list[str]) -> list[str]:
+    setting = row.setting if row.date is None else f"{row.setting} (measured apart, {row.date})"
+    distances = {"agreement": share(row.agreement), "SQNR": decibels(row.sqnr_db)}
+    lost = points_lost(section, row) if row is not section.original else None
+    gone = removed(section, row)
+    return [
+        row.tool,
+        setting_cell(setting, row.failure),
+        *(value(figure, row) for figure in figures),
+        *([NONE if lost is None else f"{lost + 0.0:.2f}"] if figures[0].unit == "points" else []),
+        *(distances[name] for name in extra),
+        NONE if gone is None or row is section.original else f"{gone + 0.0:.1f} %",
+        share(row.zeros),
+        _file(row.bytes),
+        _file(row.packed_bytes),
+        _packed_ratio(row, section.original),
+        ratio(row.latency),
+        *(ratio(row.latencies.get(name)) for name in lengths),
+        seconds(row.seconds),
+        megabytes(row.peak_bytes),
+    ]
+
+
+def _file(found: int | None) -> str:
+    return NONE if found is None else f"{found / 1e6:.2f} MB"
+
+
+def _packed_ratio(row: Row, original: Row) -> str:
+    """How many times smaller the packed result is than the packed original."""
+    return size_ratio(_packed(row), _packed(original))
+
+
+def _packed(row: Row) -> Row:
+    return row.model_copy(update={"bytes": row.packed_bytes})
+
+
+def _costs(costs: Costs, discovery: Discovery | None) -> str:
+    about = [f"- {costs.date}, `{costs.command}`; {costs.model}, two cores", *machine(costs.environment)]
+    if discovery is not None:
+        runs = ", ".join(f"{found:.2f}" for found in discovery.seconds)
+        about.append(f"- finding the {discovery.groups:,} dependency groups of {discovery.nodes:,} nodes: {runs} s")
+    rows = [
+        [
+            row.tool,
+            setting_cell(row.setting, row.failure),
+            f"{row.samples:,}",
+            seconds(row.own_seconds),
+            seconds(row.seconds),
+            megabytes(row.peak_bytes),
+        ]
+        for row in costs.rows
+    ]
+    columns = ["tool", "setting", "samples", "pass", "whole process", "peak memory"]
+    return "\n\n".join(["## Pruning: seconds and memory", "\n".join(about), table(columns, rows)])
