@@ -88,6 +88,16 @@ class Metric:
     needs_labels: bool = False
 
 
+def noise(reference: Iterable[Outputs], candidate: Iterable[Outputs]) -> float:
+    """Mean square of the error of the outputs over the mean square of the outputs: 0.01 is 20 dB.
+
+    Raises:
+        VerificationError: outputs are missing or of another shape.
+    """
+    ratio: float = 10.0 ** (-fidelity(reference, candidate).sqnr_db / 10.0)
+    return ratio
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A compressed model beside its original on the same samples.

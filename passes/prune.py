@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
+from onnxcomp.graph.branches import Branch
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.sparsity import SparseForm
 from onnxcomp.linalg.sparsify import Score
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
+from onnxcomp.runtime.blocks import BlockRemoval
 from onnxcomp.runtime.channels import Candidates, Shrinking
 from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.fits import can_be_observed
@@ -78,13 +80,16 @@ class Prune(Pass):
     sparsity: float | None = Field(
         None, gt=0, lt=1, description="share of the parameters to remove; of elements or in blocks by default 0.5"
     )
-    score: Score | None = Field(
-        None, description="what chooses single weights, N:M and blocks: obs by default, without data magnitude"
+    score: Literal["obs", "wanda", "magnitude", "median", "scale"] | None = Field(
+        None,
+        description="what chooses: obs by default, without data magnitude; wanda for weights alone; for channels alone "
+        "median (geometric median of the filters) and scale (of a normalization)",
     )
     speedup: float | None = Field(
         None, gt=1, le=100, description="how many times faster the whole model is to be, measured on the target"
     )
     rounds: int = Field(1, ge=1, le=100, description="prune a little, fit, and measure all losses anew, so many times")
+    blocks: bool = Field(True, description="take out whole residual branches, where that costs less than channels")
     align: int | None = Field(
         None, ge=1, description="channels are left in multiples of this; by default what the target prefers"
     )
@@ -98,11 +103,13 @@ class Prune(Pass):
     @model_validator(mode="after")
     def _fits_granularity(self) -> Prune:
         if self.granularity == "channel":
-            if self.score is not None:
-                raise ValueError("score goes with the granularities element, N:M and block, not with channel")
+            if self.score == "wanda":
+                raise ValueError("score='wanda' goes with the granularities element, N:M and block, not with channel")
             return self
+        if self.score in ("median", "scale"):
+            raise ValueError(f"score={self.score!r} goes with granularity='channel' alone")
         form = SparseForm.parse(self.granularity)
-        for option, unset in (("flops", None), ("speedup", None), ("align", None), ("rounds", 1)):
+        for option, unset in (("flops", None), ("speedup", None), ("align", None), ("rounds", 1), ("blocks", True)):
             if getattr(self, option) != unset:
                 raise ValueError(f"{option} goes with granularity='channel': zeros among weights save no work")
         if form.share is not None and self.sparsity is not None:
@@ -121,6 +128,8 @@ class Prune(Pass):
         if self.granularity != "channel":
             self._make_sparse(model, SparseForm.parse(self.granularity), ctx)
             return
+        if self.score == "obs":
+            ctx.require_data()
         feeds = ctx.data.sample() if ctx.data is not None else synthetic(model, ctx.seed)
         before = [(layer, layer.shape) for layer in weighted_layers(model)]
         shapes, align = observed(model, feeds), self.align or ctx.target.channel_multiple
@@ -128,14 +137,25 @@ class Prune(Pass):
         work = Shrinking(model, shapes, ctx.data, ctx.progress)
         found = Candidates.of(model, shapes, align)
         first = {group.name: group.size for group in found.every}
+        dropped: list[Branch] = []
+        score = self.score if self.score in ("magnitude", "median", "scale") else "obs"
         for turn in range(self.rounds):
             if turn:
                 found = Candidates.of(model, observed(model, feeds), align, first)
-            removals = found.removals(ctx.data, ctx.progress, work.original if turn else None)
-            work.remove(found.groups, budget.gone(found, removals, (turn + 1) / self.rounds))
+            original = work.original if turn else None
+            removals = found.removals(ctx.data, ctx.progress, original, score)
+            part = (turn + 1) / self.rounds
+            if ctx.data is None or score != "obs" or not self.blocks:
+                plan = budget.plan(found, removals, part)
+                work.remove(found.groups, plan.gone)
+                continue
+            blocks = BlockRemoval(found, ctx.data, ctx.progress, original)
+            found, plan = blocks.improve(budget, removals, part)
+            work.remove(found.groups, plan.gone, [branch.add for branch in blocks.dropped])
+            dropped += blocks.dropped
         if before and (missed := budget.shortfall()):
             ctx.warn(missed)
-        _log(ctx, before, work.errors, found)
+        _log(ctx, before, work.errors, found, dropped)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:
         """See the base class."""
@@ -150,7 +170,8 @@ class Prune(Pass):
 
     def _make_sparse(self, model: Model, form: SparseForm, ctx: Context) -> None:
         """Zeros in place: layers keep their shapes."""
-        score = self.score or ("magnitude" if ctx.data is None else "obs")
+        by_size = ctx.data is None if self.score is None else self.score == "magnitude"
+        score: Score = "magnitude" if by_size else "wanda" if self.score == "wanda" else "obs"
         data = ctx.require_data() if score != "magnitude" else ctx.data
         share = self.sparsity or DEFAULT_SPARSITY
         every = weighted_layers(model)
@@ -193,13 +214,18 @@ def _log(
     before: Sequence[tuple[WeightedLayer, tuple[int, ...]]],
     errors: Mapping[str, float],
     found: Candidates,
+    dropped: Sequence[Branch],
 ) -> None:
     """Decide about every weighted layer, given the shapes of their weights as they were."""
     groups_of: dict[int, list[Group]] = {}
     for group in found.every:
         for slot in group.slots:
             groups_of.setdefault(id(slot.node), []).append(group)
+    branch_of = {id(layer.node): branch.name for branch in dropped for layer in branch.layers}
     for layer, old in before:
+        if id(layer.node) in branch_of:
+            ctx.act(layer, "removed", f"with all of the residual branch that {branch_of[id(layer.node)]} added")
+            continue
         fitted = _fitted(errors[layer.name]) if layer.name in errors else ""
         if old != layer.shape:
             fitted = fitted or ("nothing makes up for it without calibration data" if ctx.data is None else "")

@@ -71,9 +71,11 @@ def _of_one_kind(draw: st.DrawFn, options: dict[str, Any]) -> dict[str, Any]:
     if draw(st.booleans()):
         sparse = draw(st.sampled_from(["element", "2:4", "1:3", "block(8,8)"]))
         kept = ("score",) if ":" in sparse else ("score", "sparsity")
-        return {"granularity": sparse} | {name: options[name] for name in kept if name in options}
+        chosen = {"granularity": sparse} | {name: options[name] for name in kept if name in options}
+        return chosen | ({"score": "wanda"} if chosen.get("score") in ("median", "scale") else {})
     budgets = ["flops", "sparsity", "speedup"]
-    dropped = {"granularity", "score", *budgets} - {draw(st.sampled_from(budgets))}
+    dropped = {"granularity", *budgets} - {draw(st.sampled_from(budgets))}
+    dropped |= {"score"} if options.get("score") == "wanda" else set()
     return {name: value for name, value in options.items() if name not in dropped}
 
 

@@ -194,7 +194,7 @@ def test_it_says_what_zeros_buy() -> None:
         ("granularity='element', flops=0.5", "flops goes with granularity='channel'"),
         ("granularity='element', align=8", "align goes with granularity='channel'"),
         ("granularity='2:4', sparsity=0.5", "50%"),
-        ("score='obs'", "not with channel"),
+        ("score='wanda'", "not with channel"),
     ],
 )
 def test_options_that_contradict_are_refused(options: str, message: str) -> None:

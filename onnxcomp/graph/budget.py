@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from onnxcomp.graph.constants import shape_of
 from onnxcomp.graph.cost import cost
 from onnxcomp.graph.groups import Group, Slot
+from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.model import Model
 
-__all__ = ["GroupCost", "Price", "Prices", "by_layer", "operations", "parameters"]
+__all__ = ["GroupCost", "Price", "Prices", "operations", "parameters"]
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,32 +40,35 @@ class Prices:
 
     Attributes:
         total: of the model as it is.
-        of: the part of it that falls as the constant in a slot becomes smaller.
+        layers: of whole layers by name, where only these cost anything; None where every constant costs its elements.
     """
 
     total: float
-    of: Callable[[Slot], Price]
+    layers: Mapping[str, Price] | None = None
+
+    def of(self, slot: Slot) -> Price:
+        """The part of it that falls as the constant in a slot becomes smaller: a layer's weight has all of it."""
+        if self.layers is None:
+            return Price(float(math.prod(_shape(slot))))
+        is_weight = slot.layer is not None and slot.index == slot.layer.weight_index
+        return self.layers.get(slot.layer.name, Price(0.0)) if slot.layer is not None and is_weight else Price(0.0)
+
+    def of_layer(self, layer: WeightedLayer) -> float:
+        """What is saved without the layer."""
+        if self.layers is None:
+            return float(math.prod(layer.shape))
+        return self.layers.get(layer.name, Price(0.0)).whole
 
 
 def operations(model: Model, shapes: Shapes) -> Prices:
     """Multiply-accumulates of one run, as ``graph.cost`` counts them."""
     whole = cost(model, shapes)
-    return by_layer({name: Price(float(found.macs)) for name, found in whole.per_layer.items()}, whole.flops / 2)
+    return Prices(whole.flops / 2, {name: Price(float(found.macs)) for name, found in whole.per_layer.items()})
 
 
 def parameters(model: Model, shapes: Shapes) -> Prices:
     """Elements of the weights, as ``graph.cost`` counts them."""
-    return Prices(cost(model, shapes).parameters, lambda slot: Price(float(math.prod(_shape(slot)))))
-
-
-def by_layer(prices: Mapping[str, Price], total: float) -> Prices:
-    """Prices of whole layers by name: their weight has all of it."""
-
-    def of(slot: Slot) -> Price:
-        is_weight = slot.layer is not None and slot.index == slot.layer.weight_index
-        return prices.get(slot.layer.name, Price(0.0)) if slot.layer is not None and is_weight else Price(0.0)
-
-    return Prices(total, of)
+    return Prices(cost(model, shapes).parameters)
 
 
 @dataclass

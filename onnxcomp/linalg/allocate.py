@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Cost", "allocate"]
+__all__ = ["Cost", "allocate", "marginal"]
 
 Array = np.ndarray[Any, Any]
 
@@ -65,6 +65,17 @@ def _without_needless(steps: list[int], losses: Sequence[Array], cost: Cost, lim
         if not dear or max(dear)[0] <= 0.0:
             return steps
         steps = _moved(steps, max(dear)[1], -1)
+
+
+def marginal(losses: Sequence[Array], cost: Cost, steps: Sequence[int]) -> float:
+    """The most that a step among those taken loses for what it saves: the price at which the budget was met."""
+    rates = [0.0]
+    for index, (curve, taken) in enumerate(zip(losses, steps, strict=True)):
+        if taken:
+            back = _moved(steps, index, -1)
+            saved = cost.saving(back, index)
+            rates.append(float(curve[taken] - curve[taken - 1]) / saved if saved > 0.0 else 0.0)
+    return max(rates)
 
 
 def _moved(steps: Sequence[int], index: int, by: int) -> list[int]:

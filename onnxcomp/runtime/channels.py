@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxcomp.data import Dataset
 from onnxcomp.graph.constants import value_of
 from onnxcomp.graph.cost import cost
 from onnxcomp.graph.groups import Group, dependency_groups, select
+from onnxcomp.graph.importance import Removal, WeightScore, readers, weight_removals
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.remains import Kept, compose, remains, whole
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.refit import can_fit, refit
-from onnxcomp.runtime.removal import Removal, measured_removals, norm_removals, readers
+from onnxcomp.runtime.removal import measured_removals
 
 __all__ = ["Candidates", "Shrinking", "affordable"]
 
@@ -82,7 +84,11 @@ class Candidates:
         return [counts[-1] for counts in self.counts]
 
     def removals(
-        self, data: Dataset | None, progress: Progress = silent, original: Model | None = None
+        self,
+        data: Dataset | None,
+        progress: Progress = silent,
+        original: Model | None = None,
+        score: Literal["obs"] | WeightScore = "obs",
     ) -> list[Removal]:
         """In which order the units of each group go, and what it costs.
 
@@ -92,9 +98,10 @@ class Candidates:
             data: calibration samples, if any.
             progress: shows the batches.
             original: whose outputs count, where the model has lost channels before.
+            score: what orders them; the losses are measured with ``obs`` and data alone.
         """
-        if data is None:
-            return norm_removals(self.groups, self.most)
+        if data is None or score != "obs":
+            return weight_removals(self.groups, self.most, "magnitude" if score == "obs" else score)
         samples, held_out = affordable(self.model, self.shapes, data, MACS).split(0.75)
         probe = affordable(self.model, self.shapes, held_out, PROBE_MACS, 64)
         removals = measured_removals(self.model, self.groups, self.most, samples, probe, progress, original)
@@ -129,14 +136,21 @@ class Shrinking:
         self._layers = weighted_layers(model)  # one may become so small that it would not be found again
         self._inputs = {layer.name: layout_of(layer).size for layer in self._layers if layer.kind != "other"}
 
-    def remove(self, groups: Sequence[Group], gone: Sequence[Array]) -> None:
+    def remove(self, groups: Sequence[Group], gone: Sequence[Array], changed: Sequence[gs.Node] = ()) -> None:
         """Remove these units of each group, and fit what is left.
+
+        Args:
+            groups: of the model as it is.
+            gone: units of each.
+            changed: nodes that give something else than before.
 
         Raises:
             InputError: the model does not run on the data.
         """
-        if not any(len(units) for units in gone):
+        if not any(len(units) for units in gone) and not changed:
             return
+        there = {id(node) for node in self.model.graph.nodes}
+        self._layers = [layer for layer in self._layers if id(layer.node) in there]
         going = remains(groups, gone)
         for group, units in zip(groups, gone, strict=True):
             if len(units):
@@ -145,13 +159,13 @@ class Shrinking:
         if self._data is None or self.original is None:
             return
         narrowed = {name for name, left in self._left.items() if len(left.columns) < self._inputs[name]}
-        kept = [self._left.get(layer.name) or whole(layer) for layer in self._behind(narrowed)]
+        kept = [self._left.get(layer.name) or whole(layer) for layer in self._behind(narrowed, changed)]
         self.errors |= refit(self.model, self.original, self._data, kept, MAX_STAGES, self._progress)
 
-    def _behind(self, changed: set[str]) -> list[WeightedLayer]:
-        """The layers that can be fitted and compute from channels that change: these, and all that come after."""
+    def _behind(self, changed: set[str], nodes: Sequence[gs.Node]) -> list[WeightedLayer]:
+        """The layers that can be fitted and have changed or compute from what has, and all that come after."""
         layers = {id(layer.node): layer for layer in self._layers if can_fit(layer, MAX_INPUTS)}
-        touched: set[int] = set()
+        touched = {id(tensor) for node in nodes for tensor in node.outputs}
         found: list[WeightedLayer] = []
         for node in self.model.graph.nodes:
             layer = layers.get(id(node))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from onnxcomp.graph.budget import Price, Prices, by_layer
+from onnxcomp.graph.budget import Price, Prices
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
@@ -56,7 +56,7 @@ def layer_times(
         # t = fixed + rest · what is left of the weights
         fixed = (1.0 / timed.ratio - left) / (1.0 - left) if left < 1.0 else 0.0
         prices[form.layer.name] = Price(timed.before_ms, min(max(fixed, 0.0), MOST_FIXED) * timed.before_ms)
-    return by_layer(prices, sum(price.whole for price in prices.values()))
+    return Prices(sum(price.whole for price in prices.values()), prices)
 
 
 @dataclass(frozen=True)

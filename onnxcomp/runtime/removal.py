@@ -4,80 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxcomp.data import Dataset
-from onnxcomp.evaluate import fidelity, outputs
-from onnxcomp.graph.affine import input_columns, shift_outputs
-from onnxcomp.graph.constants import value_of
+from onnxcomp.evaluate import noise as noise_of
+from onnxcomp.evaluate import outputs
+from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.groups import Group
-from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.importance import Removal, readers
 from onnxcomp.linalg.moments import Moments
-from onnxcomp.linalg.reconstruct import Reader, damping_for, norm_order, removal_order, scaled
+from onnxcomp.linalg.reconstruct import Reader, damping_for, removal_order, scaled
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.regression import InputMoments
 from onnxcomp.runtime.statistics import observe
 
-__all__ = ["Removal", "measured_removals", "norm_removals", "readers"]
+__all__ = ["measured_removals"]
 
 Array = np.ndarray[Any, Any]
 
 MAX_BYTES = 256 * 2**20  # of covariances that are held at once
 NOTHING = 1e-7  # relative losses below this are rounding errors
 MEASURED_AT = (0.1, 0.4, 1.0)  # of the units that may go: there the noise of the outputs is measured
-
-
-@dataclass(frozen=True)
-class Removal:
-    """The removal of a group's units, one after the other.
-
-    Attributes:
-        order: the units that go, first to last.
-        losses: after 0, 1, 2, … of them; comparable between the groups of a model. Infinite from 1 on where none
-            may go.
-    """
-
-    order: Array
-    losses: Array
-
-    @property
-    def measurable(self) -> bool:
-        """Whether the losses are known."""
-        return bool(np.isfinite(self.losses).all())
-
-
-def readers(group: Group) -> list[tuple[WeightedLayer, Array]]:
-    """The layers that read the group's units, with the columns of their matrix that each unit is (units, b)."""
-    return [
-        (slot.layer, input_columns(slot.layer, slot.positions))
-        for slot in group.slots
-        if slot.role == "in" and slot.layer is not None
-    ]
-
-
-def norm_removals(groups: Sequence[Group], most: Sequence[int]) -> list[Removal]:
-    """Without data: the units with the smallest weights go first, those in front times those behind them."""
-    removals = []
-    for group, count in zip(groups, most, strict=True):
-        weights = [(layer.matrix(), columns) for layer, columns in readers(group)]
-        removals.append(Removal(*norm_order(weights, _producer_norms(group), count)))
-    return removals
-
-
-def _producer_norms(group: Group) -> Array:
-    """Mean square of each unit, were the inputs of the layers that make it white: Σ w² + b²."""
-    squares = np.zeros(group.size)
-    for slot in group.slots:
-        if slot.role == "out" or slot.node.op == "Add":
-            weight = np.moveaxis(np.asarray(value_of(slot.tensor), dtype=np.float64), slot.axis, 0)
-            lines = np.square(weight).reshape(len(weight), -1).sum(axis=1)
-            squares += lines[slot.positions].mean(axis=1)
-    return squares if squares.any() else np.ones(group.size)
 
 
 def measured_removals(
@@ -107,7 +58,7 @@ def measured_removals(
         InputError: the model does not run on the data.
     """
     reference = list(outputs(original or model, probe)) if groups else []
-    so_far = _noise(reference, outputs(model, probe)) if groups and original is not None else 0.0
+    so_far = noise_of(reference, outputs(model, probe)) if groups and original is not None else 0.0
     found: list[tuple[Removal, list[tuple[int, float]]]] = []
     for chunk in _chunks(groups):
         moments = _observe(model, [groups[index] for index in chunk], dataset, progress)
@@ -126,12 +77,12 @@ def _comparable(found: Sequence[tuple[Removal, Sequence[tuple[int, float]]]]) ->
         noise / float(removal.losses[count]) for removal, measured in found for count, noise in measured if noise > 0.0
     ]
     known = [ratio for ratio in ratios if 0.0 < ratio < math.inf]
-    usual, least = (float(np.median(known)), min(known)) if known else (1.0, 1.0)
+    usual = float(np.median(known)) if known else 1.0
     result = []
     for removal, measured in found:
         counts = [count for count, _ in measured]
-        # What is too small to be seen in the outputs counts as the least that was seen.
-        noises = [max(noise, least * float(removal.losses[count])) for count, noise in measured]
+        # What cannot be seen in the outputs is taken for what is usual: luck is not to be built upon.
+        noises = [noise if noise > 0.0 else usual * float(removal.losses[count]) for count, noise in measured]
         losses = scaled(removal.losses, counts, noises) if measured else removal.losses * usual
         result.append(Removal(removal.order, losses))
     return result
@@ -168,7 +119,7 @@ def _observe(model: Model, groups: Sequence[Group], dataset: Dataset, progress: 
 def _order(group: Group, seen: Sequence[Moments], most: int) -> tuple[Removal, dict[int, list[Array]]]:
     """The group's removal, and after some of them what the weights of its readers have become."""
     if not all(moments.finite for moments in seen):
-        return Removal(np.arange(most), np.concatenate([[0.0], np.full(most, math.inf)])), {}
+        return Removal.impossible(most), {}
     layers = [
         Reader(layer.matrix(), moments.covariance, columns, damping_for(moments.count, moments.mean.shape[1]))
         for (layer, columns), moments in zip(readers(group), seen, strict=True)
@@ -197,14 +148,9 @@ def _at_outputs(
                 shift = ((layer.matrix() - W) @ moments.mean[:, :, None])[:, :, 0]
                 layer.set_matrix(W)
                 shift_outputs(model, layer, shift)
-            noise = _noise(reference, outputs(model, probe))
+            noise = noise_of(reference, outputs(model, probe))
         finally:
             state.restore()
         if math.isfinite(noise):
             measured.append((count, noise))
     return measured
-
-
-def _noise(reference: Sequence[dict[str, Any]], candidate: Iterator[dict[str, Any]]) -> float:
-    noise: float = 10.0 ** (-fidelity(reference, candidate).sqnr_db / 10.0)
-    return noise

@@ -10,16 +10,16 @@ import numpy as np
 
 from onnxcomp.graph.budget import GroupCost, Prices, operations, parameters
 from onnxcomp.graph.groups import select
-from onnxcomp.linalg.allocate import allocate
+from onnxcomp.graph.importance import Removal
+from onnxcomp.linalg.allocate import allocate, marginal
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.channels import Candidates
 from onnxcomp.runtime.layer_times import layer_times
-from onnxcomp.runtime.removal import Removal
 from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.timings import TimingTable
 
-__all__ = ["Budget", "ShareBudget", "SpeedBudget", "units_gone"]
+__all__ = ["Budget", "Plan", "ShareBudget", "SpeedBudget", "units_gone"]
 
 Array = np.ndarray[Any, Any]
 
@@ -27,11 +27,30 @@ TRIALS = 7  # of a speed: each halves the range of shares that it is searched in
 SECONDS = 1.0  # of timed runs of a trial
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to go from a model now.
+
+    Attributes:
+        gone: the units of each group, ascending.
+        loss: of all that together.
+        rate: the most that any step of it loses for what it saves.
+        needed: how much it had to save.
+        prices: in which that is counted.
+    """
+
+    gone: list[Array]
+    loss: float
+    rate: float
+    needed: float
+    prices: Prices
+
+
 class Budget(Protocol):
     """What removal is to reach."""
 
-    def gone(self, found: Candidates, removals: Sequence[Removal], part: float) -> list[Array]:
-        """The units to remove from each group now.
+    def plan(self, found: Candidates, removals: Sequence[Removal], part: float) -> Plan:
+        """What to remove now at the least loss.
 
         Args:
             found: the channels of the model as it is now.
@@ -40,7 +59,7 @@ class Budget(Protocol):
         """
 
     def shortfall(self) -> str:
-        """What was not reached, as a sentence; empty where all was."""
+        """What the last plan did not reach, as a sentence; empty where it reached all."""
 
 
 @dataclass
@@ -57,14 +76,15 @@ class ShareBudget:
     _whole: float = 0.0
     _reached: float = 1.0
 
-    def gone(self, found: Candidates, removals: Sequence[Removal], part: float) -> list[Array]:
+    def plan(self, found: Candidates, removals: Sequence[Removal], part: float) -> Plan:
         """See ``Budget``."""
         prices = (operations if self.unit == "flops" else parameters)(found.model, found.shapes)
         bill = GroupCost(prices, found.groups, found.counts)
         self._whole = self._whole or prices.total
-        steps = allocate(_losses(found, removals), bill, (1.0 - self.share) ** part * self._whole)
+        losses, limit = _losses(found, removals), (1.0 - self.share) ** part * self._whole
+        steps = allocate(losses, bill, limit)
         self._reached = 1.0 - bill.total(steps) / self._whole if self._whole else 0.0
-        return units_gone(found, removals, steps)
+        return _plan(found, removals, losses, bill, steps, prices, prices.total - limit)
 
     def shortfall(self) -> str:
         """See ``Budget``."""
@@ -100,7 +120,7 @@ class SpeedBudget:
     progress: Progress = silent
     _reached: float = field(default=1.0, init=False)
 
-    def gone(self, found: Candidates, removals: Sequence[Removal], part: float) -> list[Array]:
+    def plan(self, found: Candidates, removals: Sequence[Removal], part: float) -> Plan:
         """See ``Budget``."""
         wanted = self.speedup**part
         prices = layer_times(found.model, found.shapes, self.timings, self.threads, self.progress)
@@ -122,7 +142,8 @@ class SpeedBudget:
             steps = allocate(losses, bill, 0.0)
             best = self._speed(found, removals, steps, prices, bill), steps
         self._reached = best[0]
-        return units_gone(found, removals, best[1])
+        needed = prices.total - bill.total(best[1])
+        return _plan(found, removals, losses, bill, best[1], prices, needed)
 
     def _speed(
         self, found: Candidates, removals: Sequence[Removal], steps: Sequence[int], prices: Prices, bill: GroupCost
@@ -144,6 +165,19 @@ class SpeedBudget:
             f"prune made the model {self._reached:.2f}x as fast, not {self.speedup:g}x: no more channels may go "
             "(the report says why for each layer)"
         )
+
+
+def _plan(
+    found: Candidates,
+    removals: Sequence[Removal],
+    losses: Sequence[Array],
+    bill: GroupCost,
+    steps: Sequence[int],
+    prices: Prices,
+    needed: float,
+) -> Plan:
+    loss = sum(float(curve[step]) for curve, step in zip(losses, steps, strict=True))
+    return Plan(units_gone(found, removals, steps), loss, marginal(losses, bill, steps), needed, prices)
 
 
 def units_gone(found: Candidates, removals: Sequence[Removal], steps: Sequence[int]) -> list[Array]:
