@@ -45,14 +45,17 @@ class Prune(Pass):
     is a smaller model of plain operators that runs faster on any runtime. With calibration data:
 
     1. The loss of removing channels is the part of the outputs of the layers that read them which the channels
-       left cannot give (Optimal Brain Surgeon for blocks, Hassibi and Stork 1993); how much of it reaches the
-       model's outputs is measured once for each group.
-    2. Groups lose channels in steps of ``align``, wherever a step costs least for what it saves, until the
-       budget is met. None falls below a quarter of its channels.
+       left cannot give (Optimal Brain Surgeon for blocks, Hassibi and Stork 1993); what that does to the model's
+       outputs is measured at three points for each group.
+    2. Groups lose channels in steps of ``align``, wherever a step costs least for what it saves: operations
+       (``flops``), parameters (``sparsity``) or measured time (``speedup``), until the budget is met. None falls
+       below a quarter of its channels. A residual branch goes whole where that costs less than channels
+       (``blocks``).
     3. Layer after layer, weights and biases are fitted by least squares to what the original layer gave
        (channel pruning, He et al. 2017, with the inputs that the pruned model really has).
 
-    Without data the smallest weights go, and nothing makes up for them.
+    The result is as much smaller as it is faster, in any runtime. Without data the smallest weights go (``score``
+    names other choices), and nothing makes up for them.
 
     With ``granularity`` ``element``, ``2:4`` (any N:M) or ``block(8,8)``, weights become zero in place instead.
     Layers keep their shapes: **neither file nor time shrink in ONNX Runtime**, only what packs the file, or a runtime
