@@ -34,7 +34,7 @@ __all__ = ["Sparsified", "make_sparse", "sparsify", "sparsify_by_size"]
 Array = np.ndarray[Any, Any]
 
 _STAGES = 12
-_MACS = 4e10  # that the samples may take to run once
+_MACS = 2e11  # that the samples may take to run once
 _PROBE_MACS = 1e10
 
 
