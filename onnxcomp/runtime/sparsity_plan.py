@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxcomp.data import Dataset
-from onnxcomp.evaluate import fidelity, outputs
+from onnxcomp.evaluate import noise, outputs
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.layers import WeightedLayer
@@ -114,8 +114,8 @@ def _curve(
     for share in _MEASURED:
         kept = splitting.mask(pattern(layer, share), _ITERATIONS, _GROWTH)
         W = masked_least_squares(fit.W, fit.H, kept, steps=_STEPS)
-        noise = float(output_error(fit.W, expected, W).sum())
-        losses.append(noise / (float(fit.seen.output_variance.sum()) or 1.0))
+        error = float(output_error(fit.W, expected, W).sum())
+        losses.append(error / (float(fit.seen.output_variance.sum()) or 1.0))
         candidates.append(W)
     return np.maximum.accumulate(np.maximum(losses, _LEAST_LOSS)), candidates, fit
 
@@ -129,10 +129,10 @@ def _error_alone(
         layer.set_matrix(W)
         if takes_constants(model.graph, layer):
             shift_outputs(model, layer, fit.shift(W).reshape(W.shape[:2]))
-        sqnr = fidelity(reference, outputs(model, probe)).sqnr_db
+        error = noise(reference, outputs(model, probe))
     finally:
         state.restore()
-    return float(10.0 ** (-sqnr / 10.0)) if math.isfinite(sqnr) else 0.0
+    return error if math.isfinite(error) else 0.0
 
 
 def _divided(
