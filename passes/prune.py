@@ -93,6 +93,9 @@ class Prune(Pass):
     )
     rounds: int = Field(1, ge=1, le=100, description="prune a little, fit, and measure all losses anew, so many times")
     blocks: bool = Field(True, description="take out whole residual branches, where that costs less than channels")
+    residual: bool = Field(
+        False, description="let channels go that a LayerNormalization averages over, as transformers' residual streams"
+    )
     align: int | None = Field(
         None, ge=1, description="channels are left in multiples of this; by default what the target prefers"
     )
@@ -112,8 +115,8 @@ class Prune(Pass):
         if self.score in ("median", "scale"):
             raise ValueError(f"score={self.score!r} goes with granularity='channel' alone")
         form = SparseForm.parse(self.granularity)
-        for option, unset in (("flops", None), ("speedup", None), ("align", None), ("rounds", 1), ("blocks", True)):
-            if getattr(self, option) != unset:
+        for option in ("flops", "speedup", "align", "rounds", "blocks", "residual"):
+            if getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"{option} goes with granularity='channel': zeros among weights save no work")
         if form.share is not None and self.sparsity is not None:
             raise ValueError(
@@ -138,13 +141,13 @@ class Prune(Pass):
         shapes, align = observed(model, feeds), self.align or ctx.target.channel_multiple
         budget = self._budget(model, feeds, ctx)
         work = Shrinking(model, shapes, ctx.data, ctx.progress)
-        found = Candidates.of(model, shapes, align)
+        found = Candidates.of(model, shapes, align, through_norms=self.residual)
         first = {group.name: group.size for group in found.every}
         dropped: list[Branch] = []
         score = self.score if self.score in ("magnitude", "median", "scale") else "obs"
         for turn in range(self.rounds):
             if turn:
-                found = Candidates.of(model, observed(model, feeds), align, first)
+                found = Candidates.of(model, observed(model, feeds), align, first, self.residual)
             original = work.original if turn else None
             removals = found.removals(ctx.data, ctx.progress, original, score)
             part = (turn + 1) / self.rounds
@@ -164,7 +167,8 @@ class Prune(Pass):
         """See the base class."""
         if self.granularity != "channel":
             return _sparse_prospect(model, SparseForm.parse(self.granularity))
-        found = Candidates.of(model, shapes, self.align or target.channel_multiple)
+        align = self.align or target.channel_multiple
+        found = Candidates.of(model, shapes, align, through_norms=self.residual)
         if not found.every:
             return "nothing: no layer has channels that can be followed through the graph"
         most, channels = sum(found.most), sum(group.size for group in found.every)

@@ -131,6 +131,29 @@ def test_branches_stay_where_that_is_asked_for() -> None:
     assert "removed" not in {action for action, _ in apply(model, feeds, flops=0.25, blocks=False).values()}
 
 
+STREAM = """(float[N,6,8] x) => (float[N,6,5] y) {
+    e = MatMul(x, w0)
+    n = LayerNormalization <axis = -1> (e, s, b)
+    h = MatMul(n, w1)
+    r = Relu(h)
+    m = MatMul(r, w2)
+    a = Add(e, m)
+    y = MatMul(a, w3)
+}"""
+
+
+def test_the_residual_stream_loses_channels_when_asked_to() -> None:
+    weights = {"w0": (8, 32), "w1": (32, 32), "w2": (32, 32), "w3": (32, 5), "s": (32,), "b": (32,)}
+    feeds = {"x": np.random.default_rng(0).standard_normal((64, 6, 8)).astype(np.float32)}
+    for residual_too in (False, True):
+        model = Model.from_proto(build(STREAM, weights))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OnnxcompWarning)
+            apply(model, feeds, flops=0.9, residual=residual_too, blocks=False)
+        assert weighted_layers(model)[0].shape == (8, 8 if residual_too else 32)
+        assert run(model, feeds).shape == (64, 6, 5)
+
+
 # -- speed -------------------------------------------------------------------------------------------------
 
 

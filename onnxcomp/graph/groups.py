@@ -135,7 +135,7 @@ class Group:
         return len(self.units)
 
 
-def dependency_groups(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
+def dependency_groups(model: Model, shapes: Mapping[str, tuple[int, ...]], through_norms: bool = False) -> list[Group]:
     """The groups of all channels that appear on constants, in graph order.
 
     They describe the model as it is: edits other than by ``select``, restoring a checkpoint among them, make
@@ -144,8 +144,10 @@ def dependency_groups(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> li
     Args:
         model: with its nodes in topological order.
         shapes: of every activation, as observed by running one sample (``runtime.shapes.observed``).
+        through_norms: whether channels may go though a LayerNormalization averages over them: its mean and deviation
+            are then those of the channels left, so that removal of channels that nothing reads changes the outputs.
     """
-    flow = propagate(model, shapes, RULES)
+    flow = propagate(model, shapes, RULES, through_norms)
     if not flow.count:
         return []
     unit_of = decide(flow)

@@ -118,10 +118,12 @@ class Propagation:
         opset: version of the standard operators.
         count: how many channels have been numbered.
         read: what ``dims.is_read`` found, by the ids of tensors.
+        through_norms: whether channels may go that a LayerNormalization averages over.
     """
 
-    def __init__(self, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: Model, shapes: Mapping[str, tuple[int, ...]], through_norms: bool = False) -> None:
         self.opset = model.opset
+        self.through_norms = through_norms
         self.count = 0
         self.places: list[Place] = []
         self.extents: list[Extent] = []
@@ -307,9 +309,11 @@ class Propagation:
 Rule: TypeAlias = Callable[[Propagation, gs.Node], None]
 
 
-def propagate(model: Model, shapes: Mapping[str, tuple[int, ...]], rules: Mapping[str, Rule]) -> Propagation:
+def propagate(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], rules: Mapping[str, Rule], through_norms: bool = False
+) -> Propagation:
     """Apply the rule of every node of the main graph, in order; a node without one pins what it reads."""
-    flow = Propagation(model, shapes)
+    flow = Propagation(model, shapes, through_norms)
     for node in model.graph.nodes:
         standard = node.domain in (None, "", "ai.onnx")
         rule = rules.get(node.op if standard else f"{node.domain}.{node.op}")

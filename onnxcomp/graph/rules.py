@@ -114,7 +114,7 @@ def group_norm(flow: Propagation, node: gs.Node) -> None:
 
 
 def layer_norm(flow: Propagation, node: gs.Node) -> None:
-    """Mean and variance over the channels: none can go, but their order does not matter."""
+    """Mean and variance over the channels: none can go without changing these, but their order does not matter."""
     labels, shape = flow.labels(node.inputs[0]), flow.shape(node.inputs[0])
     if labels is None or shape is None:
         return
@@ -122,7 +122,8 @@ def layer_norm(flow: Propagation, node: gs.Node) -> None:
     if not all(is_constant(tensor) for tensor in node.inputs[1:]):
         flow.pin_inputs(node, "its parameters are not constant")
         return
-    flow.over(node, labels, range(start, len(shape)), f"{node.op} over the channels", movable=True)
+    if not (flow.through_norms and labels.axes == (len(shape) - 1,)):
+        flow.over(node, labels, range(start, len(shape)), f"{node.op} over the channels", movable=True)
     axes = [max(axis - start, -1) for axis in labels.axes]
     for index in range(1, len(node.inputs)) if max(axes) >= 0 else ():
         flow.place(node, index, axes, labels.ids, "along")
@@ -145,7 +146,8 @@ def skip_layer_norm(flow: Propagation, node: gs.Node) -> None:
         flow.pin_inputs(node, "its other operand has channels that cannot be followed")
     ids = found[0].ids
     flow.tie(ids, found[-1].ids)
-    flow.pin(ids, f"{layer_name(node)}: {node.op} over the channels", movable=True)
+    if not flow.through_norms:
+        flow.pin(ids, f"{layer_name(node)}: {node.op} over the channels", movable=True)
     for index in constants:
         flow.place(node, index, 0, ids, "along")
     for output in node.outputs:

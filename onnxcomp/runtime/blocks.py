@@ -98,7 +98,7 @@ class BlockRemoval:
                 break
             state = found.model.checkpoint()
             without(found.model, block.branch, block.mean)
-            again = Candidates.of(found.model, found.shapes, found.align)
+            again = found.again(found.model)
             theirs = _carried(found, removals, again)
             other = budget.plan(again, theirs, part)
             if block.loss + other.loss >= plan.loss:

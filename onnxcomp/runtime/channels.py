@@ -53,9 +53,17 @@ class Candidates:
     counts: list[list[int]]
     reasons: dict[int, str]
     align: int
+    through_norms: bool = False
 
     @classmethod
-    def of(cls, model: Model, shapes: Shapes, align: int, first: Mapping[str, int] | None = None) -> Candidates:
+    def of(
+        cls,
+        model: Model,
+        shapes: Shapes,
+        align: int,
+        first: Mapping[str, int] | None = None,
+        through_norms: bool = False,
+    ) -> Candidates:
         """All of a model.
 
         Args:
@@ -63,9 +71,10 @@ class Candidates:
             shapes: of its tensors in one run.
             align: channels are left in multiples of this.
             first: sizes of groups by name, before the model lost any.
+            through_norms: as of ``dependency_groups``.
         """
-        every = dependency_groups(model, shapes)
-        found = cls(model, shapes, every, [], [], {}, align)
+        every = dependency_groups(model, shapes, through_norms)
+        found = cls(model, shapes, every, [], [], {}, align, through_norms)
         for group in every:
             counts = _counts(group, align, (first or {}).get(group.name, group.size))
             reason = group.kept or _unfit(group)
@@ -77,6 +86,10 @@ class Candidates:
             else:
                 found.reasons[id(group)] = reason
         return found
+
+    def again(self, model: Model) -> Candidates:
+        """The same of this model, after an edit, or of its copy."""
+        return Candidates.of(model, self.shapes, self.align, through_norms=self.through_norms)
 
     @property
     def most(self) -> list[int]:

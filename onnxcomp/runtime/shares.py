@@ -150,7 +150,7 @@ class SpeedBudget:
     ) -> float:
         """Of the model after these steps, against the first."""
         trial = found.model.copy()
-        again = Candidates.of(trial, found.shapes, found.align)
+        again = found.again(trial)
         for group, units in zip(again.groups, units_gone(found, removals, steps), strict=True):
             if len(units):
                 select(group, np.setdiff1d(np.arange(group.size), units))
