@@ -27,6 +27,7 @@ __all__ = [
     "default_metric",
     "fidelity",
     "metric_named",
+    "noise",
     "outputs",
 ]
 
@@ -91,11 +92,19 @@ class Metric:
 def noise(reference: Iterable[Outputs], candidate: Iterable[Outputs]) -> float:
     """Mean square of the error of the outputs over the mean square of the outputs: 0.01 is 20 dB.
 
-    Raises:
-        VerificationError: outputs are missing or of another shape.
+    That of the worst output; outputs that are zero throughout do not count.
+
+    Returns:
+        infinite where the candidate gives NaN or infinite values, NaN where it cannot be told, for outputs are of
+        another shape (which may depend on the values).
     """
-    ratio: float = 10.0 ** (-fidelity(reference, candidate).sqnr_db / 10.0)
-    return ratio
+    sums = FidelitySums()
+    try:
+        for r, c in zip(reference, candidate, strict=True):
+            sums.update(r, c)
+    except VerificationError:
+        return math.nan
+    return sums.noise()
 
 
 @dataclass(frozen=True)

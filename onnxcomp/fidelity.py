@@ -115,10 +115,19 @@ class FidelitySums:
             self._agreeing += int(same.sum())
             self._positions += same.size
 
+    def _ranked(self) -> list[_OutputSums]:
+        """The outputs that count: the float ones, where there are any."""
+        every = list(self._outputs.values())
+        return [sums for sums in every if sums.is_float] or every
+
+    def noise(self) -> float:
+        """Energy of the error over that of the output, of the worst output that has any; see ``evaluate.noise``."""
+        heard = [sums for sums in self._ranked() if sums.signal]
+        return max((math.inf if sums.nonfinite else sums.noise / sums.signal for sums in heard), default=0.0)
+
     def result(self) -> Fidelity:
         """The fidelity over all batches taken in."""
-        every = list(self._outputs.values())
-        ranked = [sums for sums in every if sums.is_float] or every
+        every, ranked = list(self._outputs.values()), self._ranked()
         return Fidelity(
             sqnr_db=min((sums.sqnr_db for sums in ranked), default=math.inf),
             cosine=min((sums.cosine for sums in ranked), default=1.0),

@@ -16,7 +16,7 @@ from onnxcomp.graph.sparsity import SparseForm
 from onnxcomp.linalg.sparsify import Score
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
-from onnxcomp.runtime.blocks import BlockRemoval
+from onnxcomp.runtime.blocks import measured_blocks, without_blocks
 from onnxcomp.runtime.channels import Candidates, Shrinking
 from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.fits import can_be_observed
@@ -54,8 +54,8 @@ class Prune(Pass):
     3. Layer after layer, weights and biases are fitted by least squares to what the original layer gave
        (channel pruning, He et al. 2017, with the inputs that the pruned model really has).
 
-    The result is as much smaller as it is faster, in any runtime. Without data the smallest weights go (``score``
-    names other choices), and nothing makes up for them.
+    The result is smaller and faster in any runtime. Without data the smallest weights go (``score`` names other
+    choices), and nothing makes up for them.
 
     With ``granularity`` ``element``, ``2:4`` (any N:M) or ``block(8,8)``, weights become zero in place instead.
     Layers keep their shapes: **neither file nor time shrink in ONNX Runtime**, only what packs the file, or a runtime
@@ -92,7 +92,10 @@ class Prune(Pass):
         None, gt=1, le=100, description="how many times faster the whole model is to be, measured on the target"
     )
     rounds: int = Field(1, ge=1, le=100, description="prune a little, fit, and measure all losses anew, so many times")
-    blocks: bool = Field(True, description="take out whole residual branches, where that costs less than channels")
+    blocks: bool = Field(
+        True,
+        description="take out whole residual branches where measured losses say that it costs less",
+    )
     residual: bool = Field(
         False, description="let channels go that a LayerNormalization averages over, as transformers' residual streams"
     )
@@ -142,12 +145,11 @@ class Prune(Pass):
         budget = self._budget(model, feeds, ctx)
         work = Shrinking(model, shapes, ctx.data, ctx.progress)
         found = Candidates.of(model, shapes, align, through_norms=self.residual)
-        first = {group.name: group.size for group in found.every}
         dropped: list[Branch] = []
         score = self.score if self.score in ("magnitude", "median", "scale") else "obs"
         for turn in range(self.rounds):
             if turn:
-                found = Candidates.of(model, observed(model, feeds), align, first, self.residual)
+                found = Candidates.of(model, observed(model, feeds), align, found.first, self.residual)
             original = work.original if turn else None
             removals = found.removals(ctx.data, ctx.progress, original, score)
             part = (turn + 1) / self.rounds
@@ -155,10 +157,10 @@ class Prune(Pass):
                 plan = budget.plan(found, removals, part)
                 work.remove(found.groups, plan.gone)
                 continue
-            blocks = BlockRemoval(found, ctx.data, ctx.progress, original)
-            found, plan = blocks.improve(budget, removals, part)
-            work.remove(found.groups, plan.gone, [branch.add for branch in blocks.dropped])
-            dropped += blocks.dropped
+            blocks = measured_blocks(found, ctx.data, ctx.progress, original)
+            found, plan, branches = without_blocks(found, removals, blocks, budget, part)
+            work.remove(found.groups, plan.gone, [branch.add for branch in branches])
+            dropped += branches
         if before and (missed := budget.shortfall()):
             ctx.warn(missed)
         _log(ctx, before, work.errors, found, dropped)

@@ -292,3 +292,90 @@ def test_losses_of_outputs_need_data() -> None:
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Prune.with_options(options)
+
+
+# -- what must not go wrong --------------------------------------------------------------------------------
+
+
+def test_speed_is_that_against_the_first_model_in_every_round() -> None:
+    for rounds in (1, 3):
+        net = residual(2)
+        model, feeds = net.model(), net.feeds(samples=16)
+        before = macs(model, feeds)
+        apply(model, feeds, speedup=1.5, rounds=rounds, blocks=False, align=4)
+        assert 0.8 * before / 1.5 < macs(model, feeds) <= before / 1.5
+
+
+@pytest.mark.parametrize("share", [0.75, 0.9])
+def test_branches_may_go_in_any_round(share: float) -> None:
+    net = residual(1)
+    model, feeds = net.model(), net.feeds(samples=16)
+    scale_layer(model, "/conv8", 0.03)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OnnxcompWarning)
+        apply(model, feeds, flops=share, rounds=3, align=4)
+
+
+def test_a_branch_goes_where_channels_cannot() -> None:
+    net = residual(1, width=8)
+    model, feeds = net.model(), net.feeds(samples=64)
+    scale_layer(model, "/conv8", 1e-3)
+    decisions = apply(model, feeds, flops=0.25, align=8)
+    assert decisions["/conv6"][0] == "removed"
+
+
+def test_a_branch_that_ends_in_moved_axes_is_none() -> None:
+    body = """(float[N,T,8] x) => (float[N,T,8] y) {
+        t = Transpose <perm = [0, 2, 1]> (x)
+        c = Conv <pads = [1, 1]> (t, w)
+        b = Transpose <perm = [0, 2, 1]> (c)
+        y = Add(b, x)
+    }"""
+    model = Model.from_proto(build(body, {"w": (8, 8, 3)}))
+    feeds = {"x": np.zeros((2, 6, 8), np.float32)}
+    assert not residual_branches(model, shapes.observed(model, feeds))
+
+
+def test_few_samples_do_not_make_channels_free() -> None:
+    """What one sample does not show is not for nothing."""
+    net = Net(12, (32,))
+    net.gemm(net.node("Relu", net.gemm(net.node("Relu", net.gemm("x", 64)), 64)), 8)
+    model, fresh = net.model(), net.feeds(samples=200, seed=5)
+    before = macs(model, net.feeds(samples=1))
+    apply(model, net.feeds(samples=1), flops=0.3)
+    assert macs(model, fresh) / 200 > 0.5 * before
+
+
+def test_outputs_of_another_shape_do_not_stop_it() -> None:
+    body = """(float[N,16] x) => (float[N,4] y, int64[2,M] z) {
+        h = MatMul(x, w1)
+        r = Relu(h)
+        y = MatMul(r, w2)
+        z = NonZero(y)
+        u = Relu(y)
+    }"""
+    body = body.replace("z = NonZero(y)\n        u = Relu(y)", "u = Relu(y)\n        z = NonZero(u)")
+    model = Model.from_proto(build(body, {"w1": (16, 32), "w2": (32, 4)}))
+    feeds = {"x": np.random.default_rng(3).standard_normal((32, 16)).astype(np.float32)}
+    assert apply(model, feeds, flops=0.25)["/MatMul0"][0] == "pruned"
+
+
+def test_layers_of_functions_with_attributes_are_passed_by() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+        net (float[N,8,6,6] x) => (float[N,4,5,5] y) {
+            h = Conv(x, a)
+            y = local.block <s: ints = [1, 1]> (h)
+        }
+        <opset_import: ["" : 18], domain: "local"> block <s> (x) => (y) {
+            w = Constant <value = float[4,8,2,2] {0}> ()
+            y = Conv <strides: ints = @s> (x, w)
+        }"""
+    weight = "{" + ",".join(["0.1"] * 128) + "}"
+    proto = onnx.parser.parse_model(text.replace("{0}", weight))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8, 1, 1), np.float32), "a"))
+    model = Model.from_proto(proto)
+    feeds = {"x": np.ones((4, 8, 6, 6), np.float32)}
+    dataset = Dataset.from_arrays(feeds, model=model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OnnxcompWarning)
+        Prune(flops=0.25).run(model, Context(TARGET, dataset, scope="prune"))

@@ -164,3 +164,11 @@ def test_shares_have_equal_marginal_losses() -> None:
     np.testing.assert_allclose(found, [0.6, 0.3, 0.15], atol=2e-3)
     np.testing.assert_allclose(found @ sizes, 1050, rtol=1e-9)
     assert equal_marginal_shares(losses, shares, sizes, 3000).tolist() == [0.9] * 3
+
+
+@pytest.mark.parametrize(("size", "block"), [(36, 32), (36, 8), (20, 8)])
+def test_blocks_at_the_edges_count_as_the_weights_they_hold(size: int, block: int) -> None:
+    scores = np.random.default_rng(1).random((1, size, size))
+    zeros = 1.0 - Blocks(0.5, block, block).kept(scores).mean()
+    assert abs(zeros - 0.5) <= block * block / size / size / 2 + 0.01 or block == 32
+    assert zeros > 0.1

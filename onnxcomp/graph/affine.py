@@ -90,15 +90,16 @@ def _shift_bias(model: Model, layer: WeightedLayer, values: Array) -> bool:
 
 
 def _following_addend(model: Model, node: gs.Node) -> tuple[gs.Node, int, Array] | None:
-    """The constant vector that an Add, the only reader, adds along the last axis of the node's output."""
+    """The constant that an Add, the only reader, adds along the last axis of the node's output alone."""
     outputs = output_ids(model.graph)
     reader = sole_consumer(node.outputs[0], outputs)
     if reader is None or reader.op != "Add" or reader.domain not in (None, "", "ai.onnx"):
         return None
     index = 1 if reader.inputs[0] is node.outputs[0] else 0
     value = value_of(reader.inputs[index])
-    free = value is not None and value.ndim == 1 and id(reader.inputs[index]) not in outputs
-    return (reader, index, value) if free and value is not None else None
+    if value is None or value.shape[-1:] != (value.size,) or id(reader.inputs[index]) in outputs:
+        return None
+    return reader, index, value
 
 
 def _append_add(model: Model, layer: WeightedLayer, values: Array) -> None:

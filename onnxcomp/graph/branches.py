@@ -18,6 +18,10 @@ __all__ = ["Branch", "residual_branches", "without"]
 
 Array = np.ndarray[Any, Any]
 
+# Between the last layer of a branch and its result: they neither move nor convert channels.
+_KEEPS_CHANNELS = {"Add", "Mul", "Sub", "Div", "Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid"}
+_KEEPS_CHANNELS |= {"HardSwish", "Tanh", "Gelu", "Dropout", "Identity", "BatchNormalization", "LayerNormalization"}
+
 
 @dataclass(frozen=True, eq=False)
 class Branch:
@@ -26,7 +30,7 @@ class Branch:
     Attributes:
         add: the Add.
         index: which of its two inputs the branch computes; the other one goes around it.
-        layers: the weighted layers among its nodes, at least one.
+        layers: the weighted layers among its nodes, the last one first.
         axis: of the operand's channels.
         rank: of the operand.
     """
@@ -49,7 +53,7 @@ class Branch:
 
 
 def residual_branches(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Branch]:
-    """All of them, in graph order; a branch within a branch is one too.
+    """All of them that end in a layer, in graph order; a branch within a branch is one too.
 
     Args:
         model: with its nodes in topological order.
@@ -68,11 +72,23 @@ def residual_branches(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> li
         for index in (0, 1):
             nodes = _serving(node.inputs[index], node, outputs | readers)
             inside = tuple(layers[key] for key in nodes if key in layers)
-            if inside:
-                convolution = any(layer.kind in ("Conv", "ConvTranspose") for layer in inside)
-                rank = len(known[0])
-                found.append(Branch(node, index, inside, 1 if convolution else rank - 1, rank))
+            last = _last_layer(nodes, layers)
+            if last is not None:
+                axis = 1 if last.kind in ("Conv", "ConvTranspose") else len(known[0]) - 1
+                found.append(Branch(node, index, inside, axis, len(known[0])))
     return found
+
+
+def _last_layer(nodes: Mapping[int, gs.Node], layers: Mapping[int, WeightedLayer]) -> WeightedLayer | None:
+    """The layer whose channels, and whose type, the branch's result has; None where that is not plain."""
+    if any(isinstance(value, gs.Graph) for node in nodes.values() for value in node.attrs.values()):
+        return None  # what a body reads would go too
+    for key, node in nodes.items():
+        if key in layers:
+            return None if layers[key].kind == "other" else layers[key]
+        if node.op not in _KEEPS_CHANNELS:
+            return None
+    return None
 
 
 def _serving(tensor: gs.Tensor, reader: gs.Node, visible: set[int]) -> dict[int, gs.Node]:

@@ -138,8 +138,8 @@ class Group:
 def dependency_groups(model: Model, shapes: Mapping[str, tuple[int, ...]], through_norms: bool = False) -> list[Group]:
     """The groups of all channels that appear on constants, in graph order.
 
-    They describe the model as it is: edits other than by ``select``, restoring a checkpoint among them, make
-    them stale.
+    They describe the model as it is: edits other than by ``select`` make them stale, and so does restoring a
+    checkpoint from before a ``select``.
 
     Args:
         model: with its nodes in topological order.

@@ -16,7 +16,7 @@ from onnxcomp.graph.groups import Group, Slot
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.linalg.reconstruct import norm_order
 
-__all__ = ["Removal", "WeightScore", "readers", "weight_removals"]
+__all__ = ["Removal", "WeightScore", "made_of_zeros", "readers", "weight_removals"]
 
 Array = np.ndarray[Any, Any]
 WeightScore: TypeAlias = Literal["magnitude", "median", "scale"]
@@ -53,6 +53,15 @@ def readers(group: Group) -> list[tuple[WeightedLayer, Array]]:
         for slot in group.slots
         if slot.role == "in" and slot.layer is not None
     ]
+
+
+def made_of_zeros(group: Group) -> Array:
+    """Whether every weight and constant on the way of each unit to its readers is zero: (units,), boolean."""
+    zero = np.ones(group.size, dtype=bool)
+    for slot in group.slots:
+        if slot.role != "in":
+            zero &= ~_lines(slot).any(axis=(1, 2))
+    return zero
 
 
 def weight_removals(groups: Sequence[Group], most: Sequence[int], score: WeightScore) -> list[Removal]:

@@ -282,10 +282,16 @@ def axes_of(node: gs.Node, rank: int, every: bool = True) -> list[int] | None:
     Where it names none these are all axes, or with ``every=False`` unknown.
     """
     axes = _integers(node, "axes", 1)
+    if not axes and node.attrs.get("noop_with_empty_axes", 0) and (axes is not None or _is_absent(node)):
+        return []
     if axes is None:
-        absent = "axes" not in node.attrs and (len(node.inputs) < 2 or not node.inputs[1].name)
-        return list(range(rank)) if every and absent else None
+        return list(range(rank)) if every and _is_absent(node) else None
     return [axis % rank for axis in axes]
+
+
+def _is_absent(node: gs.Node) -> bool:
+    """Whether an operator names no axes at all."""
+    return "axes" not in node.attrs and (len(node.inputs) < 2 or not node.inputs[1].name)
 
 
 def _integers(node: gs.Node, attribute: str, index: int | None) -> list[int] | None:

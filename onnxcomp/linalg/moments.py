@@ -103,6 +103,20 @@ class Moments:
         covariance: Array = self.xx / max(1, self.count)
         return covariance
 
+    def expected_covariance(self, sure: Array) -> Array:
+        """H as new samples may have it: where there are fewer samples than inputs, what they do not show is not zero.
+
+        Then each input gets a part of the mean square of all inputs besides, the more the fewer samples there are;
+        not those that are ``sure`` to be as they were seen.
+        """
+        unseen = max(0.0, 1.0 - self.count / max(1, self.mean.shape[1]))
+        expected = self.covariance.copy()
+        others = np.ones(expected.shape[1])
+        others[sure] = 0.0
+        for H, mean in zip(expected, self.mean, strict=True):
+            H.flat[:: len(H) + 1] += unseen * float((np.diag(H) + np.square(mean)).mean()) * others
+        return expected
+
     @property
     def cross_covariance(self) -> Array:
         """Of y and x, (G, outputs, d)."""

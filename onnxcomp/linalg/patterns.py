@@ -5,7 +5,7 @@ A matrix is (G, outputs, d). The d inputs are channels times kernel positions, p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,17 +89,23 @@ class Blocks:
     def kept(self, scores: Array) -> Array:
         rows, columns = self.outputs, self.channels * self.kernel
         _, outputs, inputs = scores.shape
-        padded = np.pad(scores, [(0, 0), (0, -outputs % rows), (0, -inputs % columns)])
-        groups, tall, wide = padded.shape
-        sums = padded.reshape(groups, tall // rows, rows, wide // columns, columns).sum(axis=(2, 4))
-        chosen = largest(sums, sums.size - int(self.share * sums.size))
+        edges = [(0, 0), (0, -outputs % rows), (0, -inputs % columns)]
+
+        def summed(values: Array) -> Array:
+            groups, tall, wide = np.pad(values, edges).shape
+            split = np.pad(values, edges).reshape(groups, tall // rows, rows, wide // columns, columns)
+            total: Array = split.sum(axis=(2, 4))
+            return total
+
+        # Blocks at the edges hold fewer weights: the cheapest for each weight go, until so many weights are gone.
+        sizes = summed(np.ones_like(scores)).reshape(-1)
+        order = np.argsort(summed(scores).reshape(-1) / sizes, kind="stable")
+        gone = np.zeros(len(sizes), bool)
+        gone[order[np.cumsum(sizes[order]) <= self.share * scores.size + 0.5 * sizes[order]]] = True
+        groups, tall, wide = scores.shape[0], -(-outputs // rows), -(-inputs // columns)
+        chosen = ~gone.reshape(groups, tall, wide)
         kept: Array = chosen.repeat(rows, axis=1).repeat(columns, axis=2)[:, :outputs, :inputs]
         return kept
-
-
-def with_share(pattern: Elements | Blocks, share: float) -> Elements | Blocks:
-    """The same pattern with another share of zeros."""
-    return replace(pattern, share=share)
 
 
 def largest(scores: Array, count: int) -> Array:

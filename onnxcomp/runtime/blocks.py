@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.data import Dataset
+from onnxcomp.errors import InputError
 from onnxcomp.evaluate import noise, outputs
 from onnxcomp.graph.branches import Branch, residual_branches, without
 from onnxcomp.graph.importance import Removal
@@ -19,28 +20,36 @@ from onnxcomp.runtime.channels import PROBE_MACS, Candidates, affordable
 from onnxcomp.runtime.shares import Budget, Plan
 from onnxcomp.runtime.statistics import Means, observe
 
-__all__ = ["BlockRemoval"]
+__all__ = ["Block", "measured_blocks", "without_blocks"]
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A branch, the mean of what it computes, and the noise of the model's outputs with the mean in its place."""
+class Block:
+    """A residual branch that could go whole.
+
+    Attributes:
+        branch: it.
+        mean: of what it computes, one value for each channel.
+        loss: noise of the model's outputs over their signal with the mean in its place.
+    """
 
     branch: Branch
     mean: Array
     loss: float
 
     def rate(self, plan: Plan) -> float:
-        """Loss for what it saves of what is needed."""
+        """Loss for what it saves of what the plan needs."""
         saved = sum(plan.prices.of_layer(layer) for layer in self.branch.layers)
         useful = min(saved, plan.needed)
         return self.loss / useful if useful > 0.0 else math.inf
 
 
-class BlockRemoval:
-    """Takes residual branches out of a model while that costs less than taking channels.
+def measured_blocks(
+    found: Candidates, data: Dataset, progress: Progress = silent, original: Model | None = None
+) -> list[Block]:
+    """The residual branches of a model, and what it costs to do without each.
 
     Args:
         found: the channels of the model.
@@ -48,68 +57,72 @@ class BlockRemoval:
         progress: shows the branches.
         original: whose outputs count, where the model has lost anything before.
 
-    Attributes:
-        dropped: the branches that are gone.
+    Raises:
+        InputError: the model does not run on the data.
     """
+    model = found.model
+    branches = residual_branches(model, found.shapes)
+    if not branches:
+        return []
+    samples, held_out = affordable(model, found.shapes, data, PROBE_MACS, 256).split(0.5)
+    probe = affordable(model, found.shapes, held_out, PROBE_MACS, 64)
+    means = [Means(branch.axis) for branch in branches]
+    wanted: dict[str, list[Means]] = {}
+    for branch, mean in zip(branches, means, strict=True):
+        wanted.setdefault(branch.result.name, []).append(mean)
+    observe(model, samples, wanted, progress)
+    reference = list(outputs(original or model, probe))
+    so_far = noise(reference, outputs(model, probe)) if original is not None else 0.0
+    blocks = []
+    for branch, mean in progress(list(zip(branches, means, strict=True)), "measuring branches", len(branches)):
+        state = model.checkpoint()
+        try:
+            without(model, branch, mean.mean)
+            loss = noise(reference, outputs(model, probe)) - so_far
+        except InputError:  # shapes that other samples have show that it is no such branch
+            continue
+        finally:
+            state.restore()
+        if math.isfinite(loss) and np.isfinite(mean.mean).all():
+            blocks.append(Block(branch, mean.mean, max(loss, 0.0)))
+    return blocks
 
-    def __init__(
-        self, found: Candidates, data: Dataset, progress: Progress = silent, original: Model | None = None
-    ) -> None:
-        self.dropped: list[Branch] = []
-        self._found = found
-        model = found.model
-        samples, held_out = affordable(model, found.shapes, data, PROBE_MACS, 256).split(0.5)
-        probe = affordable(model, found.shapes, held_out, PROBE_MACS, 64)
-        branches = residual_branches(model, found.shapes)
-        means = [Means(branch.axis) for branch in branches]
-        wanted: dict[str, list[Means]] = {}
-        for branch, mean in zip(branches, means, strict=True):
-            wanted.setdefault(branch.result.name, []).append(mean)
-        observe(model, samples, wanted, progress)
-        reference = list(outputs(original or model, probe)) if branches else []
-        so_far = noise(reference, outputs(model, probe)) if branches and original is not None else 0.0
-        self._blocks: list[_Block] = []
-        for branch, mean in progress(list(zip(branches, means, strict=True)), "measuring branches", len(branches)):
-            state = model.checkpoint()
-            try:
-                without(model, branch, mean.mean)
-                loss = noise(reference, outputs(model, probe)) - so_far
-            finally:
-                state.restore()
-            if math.isfinite(loss) and np.isfinite(mean.mean).all():
-                self._blocks.append(_Block(branch, mean.mean, max(loss, 0.0)))
 
-    def improve(self, budget: Budget, removals: Sequence[Removal], part: float) -> tuple[Candidates, Plan]:
-        """A plan for the model without the branches that are worth less than they cost, which are taken out.
+def without_blocks(
+    found: Candidates, removals: Sequence[Removal], blocks: Sequence[Block], budget: Budget, part: float
+) -> tuple[Candidates, Plan, list[Branch]]:
+    """Take residual branches out of a model while that costs less than taking channels.
 
-        Args:
-            budget: to reach.
-            removals: of the groups of the model as it was.
-            part: as of ``Budget.plan``.
+    Args:
+        found: the channels of the model.
+        removals: of its groups.
+        blocks: that may go.
+        budget: to reach.
+        part: as of ``Budget.plan``.
 
-        Returns:
-            the channels of the model as it is then, and the plan.
-        """
-        found, plan = self._found, budget.plan(self._found, removals, part)
-        blocks = list(self._blocks)
-        while blocks:
-            block = min(blocks, key=lambda each: each.rate(plan))
-            if block.rate(plan) >= plan.rate:
-                break
-            state = found.model.checkpoint()
-            without(found.model, block.branch, block.mean)
-            again = found.again(found.model)
-            theirs = _carried(found, removals, again)
-            other = budget.plan(again, theirs, part)
-            if block.loss + other.loss >= plan.loss:
-                state.restore()
-                plan = budget.plan(found, removals, part)  # what the budget reports is this one
-                break
-            self.dropped.append(block.branch)
-            found, removals, plan = again, theirs, other
-            left = {id(node) for node in found.model.graph.nodes}
-            blocks = [each for each in blocks if each is not block and _is_left(each.branch, left)]
-        return found, plan
+    Returns:
+        the channels of the model as it is then, a plan for it, and the branches that are gone.
+    """
+    plan, dropped = budget.plan(found, removals, part), list[Branch]()
+    left = list(blocks)
+    while left:
+        block = min(left, key=lambda each: each.rate(plan))
+        if block.rate(plan) >= plan.rate:
+            break
+        state = found.model.checkpoint()
+        without(found.model, block.branch, block.mean)
+        again = found.again(found.model)
+        theirs = _carried(found, removals, again)
+        other = budget.plan(again, theirs, part)
+        if not other.better_than(plan, block.loss):
+            state.restore()
+            plan = budget.plan(found, removals, part)  # what the budget reports is this one
+            break
+        dropped.append(block.branch)
+        found, removals, plan = again, theirs, other
+        nodes = {id(node) for node in found.model.graph.nodes}
+        left = [each for each in left if each is not block and _is_left(each.branch, nodes)]
+    return found, plan, dropped
 
 
 def _is_left(branch: Branch, nodes: set[int]) -> bool:

@@ -44,6 +44,9 @@ class Candidates:
         groups: those that may lose units.
         counts: for each of ``groups``, how many units are gone after 0, 1, 2, … steps.
         reasons: why the others may not, by ``id`` of the group.
+        align: channels are left in multiples of this.
+        first: sizes of groups by name, before the model lost any.
+        through_norms: as of ``dependency_groups``.
     """
 
     model: Model
@@ -53,6 +56,7 @@ class Candidates:
     counts: list[list[int]]
     reasons: dict[int, str]
     align: int
+    first: Mapping[str, int]
     through_norms: bool = False
 
     @classmethod
@@ -74,9 +78,10 @@ class Candidates:
             through_norms: as of ``dependency_groups``.
         """
         every = dependency_groups(model, shapes, through_norms)
-        found = cls(model, shapes, every, [], [], {}, align, through_norms)
+        sizes = first or {group.name: group.size for group in every}
+        found = cls(model, shapes, every, [], [], {}, align, sizes, through_norms)
         for group in every:
-            counts = _counts(group, align, (first or {}).get(group.name, group.size))
+            counts = _counts(group, align, sizes.get(group.name, group.size))
             reason = group.kept or _unfit(group)
             if reason is None and len(counts) == 1:
                 reason = f"it has {group.size} channels, too few to remove {align} and keep a quarter"
@@ -89,7 +94,7 @@ class Candidates:
 
     def again(self, model: Model) -> Candidates:
         """The same of this model, after an edit, or of its copy."""
-        return Candidates.of(model, self.shapes, self.align, through_norms=self.through_norms)
+        return Candidates.of(model, self.shapes, self.align, self.first, self.through_norms)
 
     @property
     def most(self) -> list[int]:
@@ -147,7 +152,8 @@ class Shrinking:
         self.original = model.copy() if data is not None else None
         self._left: dict[str, Kept] = {}
         self._layers = weighted_layers(model)  # one may become so small that it would not be found again
-        self._inputs = {layer.name: layout_of(layer).size for layer in self._layers if layer.kind != "other"}
+        plain = [layer for layer in self._layers if layer.kind != "other" and not layer.nested]
+        self._inputs = {layer.name: layout_of(layer).size for layer in plain}
 
     def remove(self, groups: Sequence[Group], gone: Sequence[Array], changed: Sequence[gs.Node] = ()) -> None:
         """Remove these units of each group, and fit what is left.

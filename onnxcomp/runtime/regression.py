@@ -109,6 +109,8 @@ class Regression:
         inputs: list[tuple[Layout, Array]] = [(self.original, original)]
         if self.columns is None and array is not None:
             inputs.append((self.layout, array))
+        if lost is not None and not self._is_alongside(original, lost):
+            lost = None
         if lost is not None:
             inputs.append((self.outputs, lost))
         moments = self.fitting if self._updates < self._kept else self.held_out
@@ -117,6 +119,13 @@ class Regression:
             rows = chunk[1] if self.columns is None else np.ascontiguousarray(rows_0[:, :, self.columns])
             moments.add(rows, y if lost is None else y + chunk[-1])
         self._updates += 1
+
+    def _is_alongside(self, original: Array, lost: Array) -> bool:
+        """Whether the other branch has a value for each output of the layer, and neither of the two is broadcast."""
+        view, axes = self.original.view(original)
+        other, others = self.outputs.view(lost)
+        same: bool = view.shape[:axes] == other.shape[:others]
+        return same and other.shape[-1] == self.outputs.groups * self.outputs.size
 
 
 def observe_pairs(

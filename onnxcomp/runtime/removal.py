@@ -13,7 +13,7 @@ from onnxcomp.evaluate import noise as noise_of
 from onnxcomp.evaluate import outputs
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.groups import Group
-from onnxcomp.graph.importance import Removal, readers
+from onnxcomp.graph.importance import Removal, made_of_zeros, readers
 from onnxcomp.linalg.moments import Moments
 from onnxcomp.linalg.reconstruct import Reader, damping_for, removal_order, scaled
 from onnxcomp.model import Model
@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 
 MAX_BYTES = 256 * 2**20  # of covariances that are held at once
 NOTHING = 1e-7  # relative losses below this are rounding errors
+LOUDEST = 1e6  # noise of outputs that are infinite or NaN
 MEASURED_AT = (0.1, 0.4, 1.0)  # of the units that may go: there the noise of the outputs is measured
 
 
@@ -43,7 +44,7 @@ def measured_removals(
     """With data: the loss that is left when the layers that read the units make up for them.
 
     The loss in a group's readers is found for every unit; how much of it reaches the model's outputs is measured
-    for each group, by removing some, half and all of the units that may go.
+    for each group, by removing a tenth, 40 % and all of the units that may go.
 
     Args:
         model: is left as it is.
@@ -59,6 +60,7 @@ def measured_removals(
     """
     reference = list(outputs(original or model, probe)) if groups else []
     so_far = noise_of(reference, outputs(model, probe)) if groups and original is not None else 0.0
+    so_far = so_far if math.isfinite(so_far) else 0.0
     found: list[tuple[Removal, list[tuple[int, float]]]] = []
     for chunk in _chunks(groups):
         moments = _observe(model, [groups[index] for index in chunk], dataset, progress)
@@ -120,10 +122,12 @@ def _order(group: Group, seen: Sequence[Moments], most: int) -> tuple[Removal, d
     """The group's removal, and after some of them what the weights of its readers have become."""
     if not all(moments.finite for moments in seen):
         return Removal.impossible(most), {}
-    layers = [
-        Reader(layer.matrix(), moments.covariance, columns, damping_for(moments.count, moments.mean.shape[1]))
-        for (layer, columns), moments in zip(readers(group), seen, strict=True)
-    ]
+    idle = made_of_zeros(group)
+    layers = []
+    for (layer, columns), moments in zip(readers(group), seen, strict=True):
+        sure = columns[idle].reshape(-1)  # of these zeros are all that there will be, if zeros were all that came
+        H = moments.expected_covariance(sure[(moments.mean[:, sure] == 0.0).all(axis=0)])
+        layers.append(Reader(layer.matrix(), H, columns, damping_for(moments.count, moments.mean.shape[1])))
     found = removal_order(layers, most, MEASURED_AT)
     removal = Removal(found.order, np.where(found.losses < NOTHING, 0.0, found.losses))
     return removal, {count: each for count, each in found.weights.items() if removal.losses[count] > 0.0}
@@ -138,7 +142,7 @@ def _at_outputs(
     reference: Sequence[dict[str, Any]],
 ) -> list[tuple[int, float]]:
     """Noise of the model's outputs over their signal with these weights of the readers: how many units went, and the
-    noise, where it is finite.
+    noise, where that can be told.
     """
     measured = []
     for count, each in weights.items():
@@ -151,6 +155,6 @@ def _at_outputs(
             noise = noise_of(reference, outputs(model, probe))
         finally:
             state.restore()
-        if math.isfinite(noise):
-            measured.append((count, noise))
+        if not math.isnan(noise):
+            measured.append((count, min(noise, LOUDEST)))
     return measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -24,6 +25,7 @@ __all__ = ["Budget", "Plan", "ShareBudget", "SpeedBudget", "units_gone"]
 Array = np.ndarray[Any, Any]
 
 TRIALS = 7  # of a speed: each halves the range of shares that it is searched in
+NEARLY = 1e-9  # of what is wanted counts as all of it
 SECONDS = 1.0  # of timed runs of a trial
 
 
@@ -36,6 +38,7 @@ class Plan:
         loss: of all that together.
         rate: the most that any step of it loses for what it saves.
         needed: how much it had to save.
+        missed: how far it stays behind, in parts of what is wanted; 0 where it does not.
         prices: in which that is counted.
     """
 
@@ -43,7 +46,19 @@ class Plan:
     loss: float
     rate: float
     needed: float
+    missed: float
     prices: Prices
+
+    def better_than(self, other: Plan, extra: float) -> bool:
+        """Whether it comes nearer to what is wanted than the other one, or as near at less loss.
+
+        Args:
+            other: for the model as it was.
+            extra: loss of what this one's model has lost besides.
+        """
+        if self.missed != other.missed:
+            return self.missed < other.missed
+        return self.loss + extra < other.loss
 
 
 class Budget(Protocol):
@@ -84,7 +99,8 @@ class ShareBudget:
         losses, limit = _losses(found, removals), (1.0 - self.share) ** part * self._whole
         steps = allocate(losses, bill, limit)
         self._reached = 1.0 - bill.total(steps) / self._whole if self._whole else 0.0
-        return _plan(found, removals, losses, bill, steps, prices, prices.total - limit)
+        missed = max(0.0, bill.total(steps) - limit) / self._whole if self._whole else 0.0
+        return _plan(found, removals, bill, steps, prices, needed=prices.total - limit, missed=missed)
 
     def shortfall(self) -> str:
         """See ``Budget``."""
@@ -119,12 +135,14 @@ class SpeedBudget:
     threads: int = 1
     progress: Progress = silent
     _reached: float = field(default=1.0, init=False)
+    _whole: float = field(default=0.0, init=False)
 
     def plan(self, found: Candidates, removals: Sequence[Removal], part: float) -> Plan:
         """See ``Budget``."""
         wanted = self.speedup**part
         prices = layer_times(found.model, found.shapes, self.timings, self.threads, self.progress)
         prices = prices or operations(found.model, found.shapes)
+        self._whole = self._whole or prices.total
         bill = GroupCost(prices, found.groups, found.counts)
         losses = _losses(found, removals)
         low, high = 0.0, 1.0  # the share of the time that has to go
@@ -132,7 +150,7 @@ class SpeedBudget:
         share = min(0.9, 1.0 - 1.0 / wanted)
         for _ in range(TRIALS):
             steps = allocate(losses, bill, (1.0 - share) * prices.total)
-            speed = self._speed(found, removals, steps, prices, bill)
+            speed = self._speed(found, removals, steps, bill)
             if speed >= wanted:
                 best, high = (speed, steps), share
             else:
@@ -140,14 +158,13 @@ class SpeedBudget:
             share = (low + high) / 2
         if best is None:
             steps = allocate(losses, bill, 0.0)
-            best = self._speed(found, removals, steps, prices, bill), steps
+            best = self._speed(found, removals, steps, bill), steps
         self._reached = best[0]
-        needed = prices.total - bill.total(best[1])
-        return _plan(found, removals, losses, bill, best[1], prices, needed)
+        needed = max(prices.total - bill.total(best[1]), prices.total - self._whole / wanted)
+        missed = max(0.0, 1.0 - best[0] / wanted)
+        return _plan(found, removals, bill, best[1], prices, needed, missed)
 
-    def _speed(
-        self, found: Candidates, removals: Sequence[Removal], steps: Sequence[int], prices: Prices, bill: GroupCost
-    ) -> float:
+    def _speed(self, found: Candidates, removals: Sequence[Removal], steps: Sequence[int], bill: GroupCost) -> float:
         """Of the model after these steps, against the first."""
         trial = found.model.copy()
         again = found.again(trial)
@@ -155,7 +172,7 @@ class SpeedBudget:
             if len(units):
                 select(group, np.setdiff1d(np.arange(group.size), units))
         timed = self.timings.compare("channels removed", self.first, trial, self.feeds, self.threads, SECONDS)
-        return timed.ratio if timed is not None else prices.total / max(bill.total(steps), 1e-12)
+        return timed.ratio if timed is not None else self._whole / max(bill.total(steps), 1e-12)
 
     def shortfall(self) -> str:
         """See ``Budget``."""
@@ -170,14 +187,17 @@ class SpeedBudget:
 def _plan(
     found: Candidates,
     removals: Sequence[Removal],
-    losses: Sequence[Array],
     bill: GroupCost,
     steps: Sequence[int],
     prices: Prices,
     needed: float,
+    missed: float,
 ) -> Plan:
+    losses = _losses(found, removals)
     loss = sum(float(curve[step]) for curve, step in zip(losses, steps, strict=True))
-    return Plan(units_gone(found, removals, steps), loss, marginal(losses, bill, steps), needed, prices)
+    missed = missed if missed > NEARLY else 0.0
+    rate = math.inf if missed else marginal(losses, bill, steps)
+    return Plan(units_gone(found, removals, steps), loss, rate, needed, missed, prices)
 
 
 def units_gone(found: Candidates, removals: Sequence[Removal], steps: Sequence[int]) -> list[Array]:

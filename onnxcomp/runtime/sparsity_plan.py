@@ -41,6 +41,7 @@ _ITERATIONS, _GROWTH, _STEPS = 20, 1.3, 10  # a curve needs no more
 _POINTS = 401
 _MAX_BYTES = 256 * 2**20  # of moments that are held at once
 _LEAST_LOSS = 1e-9
+_LOUDEST = 1e6  # error of outputs that are infinite or NaN
 
 
 def plan_shares(
@@ -54,7 +55,7 @@ def plan_shares(
 ) -> dict[str, float]:
     """The share of each layer's weights that is to become zero.
 
-    For each layer the loss of its outputs is found for a few shares, on samples that the zeros were not chosen on.
+    For each layer the loss of its outputs is found for a few shares, on inputs that vary more than the samples do.
     How much of it reaches the model's outputs is measured with that layer alone made sparse.
 
     Args:
@@ -132,7 +133,7 @@ def _error_alone(
         error = noise(reference, outputs(model, probe))
     finally:
         state.restore()
-    return error if math.isfinite(error) else 0.0
+    return 0.0 if math.isnan(error) else min(error, _LOUDEST)
 
 
 def _divided(
