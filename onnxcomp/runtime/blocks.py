@@ -24,6 +24,8 @@ __all__ = ["Block", "measured_blocks", "without_blocks"]
 
 Array = np.ndarray[Any, Any]
 
+MOST_LOSS = 0.1  # a branch without which there is more noise stays, even where a budget is missed
+
 
 @dataclass(frozen=True)
 class Block:
@@ -49,7 +51,7 @@ class Block:
 def measured_blocks(
     found: Candidates, data: Dataset, progress: Progress = silent, original: Model | None = None
 ) -> list[Block]:
-    """The residual branches of a model, and what it costs to do without each.
+    """The residual branches that a model can do without, and what each costs.
 
     Args:
         found: the channels of the model.
@@ -83,7 +85,7 @@ def measured_blocks(
             continue
         finally:
             state.restore()
-        if math.isfinite(loss) and np.isfinite(mean.mean).all():
+        if loss <= MOST_LOSS and np.isfinite(mean.mean).all():
             blocks.append(Block(branch, mean.mean, max(loss, 0.0)))
     return blocks
 
