@@ -39,6 +39,7 @@ CHANGED: dict[str, frozenset[str] | set[str]] = {
     **dict.fromkeys((name for name in ARCHITECTURES if "BatchNorm" in name or "Dropout" in name), NARROWING | {"fold"}),
     "Softmax of opset 11": {"quant", "reorder"},
     "Attention": {"prune", "quant"},
+    "shared weights between layers": {"prune", "quant"},  # a residual branch
     "com.microsoft.Attention": {"prune", "quant"},
     "com.microsoft.MultiHeadAttention": {"prune", "quant"},
     "no weighted layers": set(),

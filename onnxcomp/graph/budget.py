@@ -56,7 +56,7 @@ class Prices:
     def of_layer(self, layer: WeightedLayer) -> float:
         """What is saved without the layer."""
         if self.layers is None:
-            return float(math.prod(layer.shape))
+            return 0.0 if layer.shared else float(math.prod(layer.shape))
         return self.layers.get(layer.name, Price(0.0)).whole
 
 
