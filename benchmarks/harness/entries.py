@@ -61,7 +61,9 @@ class Entry:
             limited = [] if samples is None else ["--samples", str(samples)]
             files = [str(model.path), str(model.data), str(output)]
             return [sys.executable, "-m", "harness.peers", self.name, *files, *limited]
-        data = ["--data", str(model.data)] if self.calibrated else []
+        # Evaluated on other samples, so that all of the file is there to calibrate on, as it is for the peers.
+        samples = (("--data", model.data), ("--test-data", model.test))
+        data = [str(part) for pair in samples for part in pair] if self.calibrated else []
         made = ["-p", self.pipeline, *data, "-o", str(output), "--report", str(report_of(output))]
         return [onnxcomp_program(), str(model.path), *made]
 

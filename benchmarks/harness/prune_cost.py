@@ -53,14 +53,11 @@ def measure_prune_costs(bench: Bench) -> Costs:
 
 def _measure(bench: Bench, wanted: _Run) -> Cost:
     """A process from start to exit; onnxcomp's own seconds are those of its pass."""
-    model, entry = MODELS[MODEL], wanted.entry
+    entry = wanted.entry
     folder = bench.work / "costs" / wanted.name
     folder.mkdir(exist_ok=bench.reuse)
     output = folder / "model.onnx"
-    command = entry.command(model, output, SAMPLES)
-    if entry.pipeline is not None:
-        # Evaluated on other samples, so that all of the file is there to calibrate on.
-        command += ["--test-data", str(model.folder / model.figures[-1].samples)]
+    command = entry.command(MODELS[MODEL], output, SAMPLES)
     outcome = run([*_on_two_cores(), *command], bench.work / "costs" / f"{wanted.name}.log", bench.limits, cwd=HERE)
     row = Cost(name=wanted.name, tool=entry.tool, setting=entry.setting, samples=SAMPLES, failure=outcome.failure)
     row.seconds, row.peak_bytes = outcome.seconds, outcome.peak_bytes

@@ -66,6 +66,11 @@ class ZooModel:
         """The calibration samples."""
         return self.folder / self.calibration
 
+    @property
+    def test(self) -> Path:
+        """The samples that it is judged on."""
+        return self.folder / self.figures[0].samples
+
 
 def cache_root() -> Path:
     """Where models/fetch.py keeps the models."""
