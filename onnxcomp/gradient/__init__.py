@@ -1,0 +1,11 @@
+"""Reverse-mode differentiation of ONNX models: the backward graph as plain ONNX operators.
+
+``differentiate`` is the way in. Rules of the operators stand in the modules beside it, each in a table that importing
+this package fills.
+"""
+
+from onnxcomp.gradient import convolution, elementwise, moving, pooling, products  # noqa: F401 - they register rules
+from onnxcomp.gradient.backward import Derivative, differentiate
+from onnxcomp.gradient.objective import Term
+
+__all__ = ["Derivative", "Term", "differentiate"]
