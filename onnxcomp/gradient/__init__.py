@@ -4,7 +4,19 @@
 this package fills.
 """
 
-from onnxcomp.gradient import convolution, elementwise, moving, pooling, products  # noqa: F401 - they register rules
+from onnxcomp.gradient import (  # noqa: F401 - they register rules
+    activations,
+    choosing,
+    convolution,
+    elementwise,
+    moving,
+    normalization,
+    pooling,
+    products,
+    quantizing,
+    reductions,
+    resizing,
+)
 from onnxcomp.gradient.backward import Derivative, differentiate
 from onnxcomp.gradient.objective import Term
 

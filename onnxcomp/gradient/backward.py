@@ -99,7 +99,7 @@ class _Backward:
         model = onnx.ModelProto()
         model.CopyFrom(self.forward)
         del model.graph.output[:]
-        tape = Tape(model.graph)
+        tape = Tape(model.graph, _opset(model))
         grads, loss, targets = self._start(tape)
         if trained:
             self._walk(tape, grads, {tensor.name: tensor for tensor in graph.initializer}, set(trained))
@@ -192,7 +192,7 @@ class _Backward:
             assert rule is not None  # else its outputs would be barred
             where = f"{node.op_type} {node.name or node.output[0]}"
             try:
-                found = rule(tape, Operation(node, self.shapes, wanted, constants), given)
+                found = rule(tape, Operation(node, self.shapes, wanted, constants, self.types), given)
             except NotDifferentiableError as error:
                 raise _Barred((index, None), f"there is no derivative of {where}: {error}") from None
             for position in sorted(wanted):
@@ -223,6 +223,10 @@ class _Constants(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def _sum(tape: Tape, parts: list[str]) -> str:

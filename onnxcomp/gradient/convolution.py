@@ -17,7 +17,7 @@ import onnx
 from onnxcomp.gradient.rules import NotDifferentiableError, register
 from onnxcomp.gradient.tape import Operation, Tape
 
-__all__ = ["Geometry"]
+__all__ = ["Geometry", "padding"]
 
 Shape = tuple[int, ...]
 
@@ -56,22 +56,9 @@ class Geometry:
         strides = tuple(operation.attr("strides", [1] * rank))
         dilations = tuple(operation.attr("dilations", [1] * rank))
         spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        auto = operation.attr("auto_pad", "NOTSET")
-        if auto == "NOTSET" and operation.attr("output_shape") is None:
-            pads = operation.attr("pads", [0] * (2 * rank))
-        elif auto == "VALID":
-            pads = [0] * (2 * rank)
-        else:
-            totals = [
-                max((out - 1) * s + span - dim, 0)
-                for out, s, span, dim in zip(y[2:], strides, spans, x[2:], strict=True)
-            ]
-            first = [math.ceil(t / 2) if auto == "SAME_LOWER" else t // 2 for t in totals]
-            if auto == "NOTSET":
-                first = [t - t // 2 for t in totals]
-            pads = [*first, *(t - f for t, f in zip(totals, first, strict=True))]
+        before, after = padding(operation, spans, strides, x, y)
         groups = int(operation.attr("group", 1))
-        return cls(x, w, y, groups, kernel, strides, dilations, tuple(pads[:rank]), tuple(pads[rank:]))
+        return cls(x, w, y, groups, kernel, strides, dilations, before, after)
 
     @property
     def rank(self) -> int:
@@ -124,6 +111,24 @@ class Geometry:
     def places(self) -> list[tuple[int, ...]]:
         """All places of the kernel."""
         return list(itertools.product(*(range(k) for k in self.kernel)))
+
+
+def padding(
+    operation: Operation, spans: Sequence[int], strides: Sequence[int], x: Shape, y: Shape
+) -> tuple[Shape, Shape]:
+    """Of windows of these extents that go from x to y, before and after; what ``auto_pad`` leaves open, shapes tell."""
+    rank = len(spans)
+    auto = operation.attr("auto_pad", "NOTSET")
+    if auto == "VALID":
+        return (0,) * rank, (0,) * rank
+    if auto == "NOTSET" and operation.attr("output_shape") is None:
+        pads = operation.attr("pads", [0] * (2 * rank))
+        return tuple(pads[:rank]), tuple(pads[rank:])
+    extents = zip(y[2:], strides, spans, x[2:], strict=True)
+    totals = [max((out - 1) * stride + span - dim, 0) for out, stride, span, dim in extents]
+    smaller_first = auto == "SAME_UPPER"
+    before = tuple(total // 2 if smaller_first else total - total // 2 for total in totals)
+    return before, tuple(total - first for total, first in zip(totals, before, strict=True))
 
 
 @register("Conv")
@@ -264,27 +269,29 @@ def _depthwise(tape: Tape, geometry: Geometry, x: str, grad: str) -> str:
         tape.reshape(padded, [steps, together, *extent]),
         tape.reshape(grad, [steps, together, *geometry.y[2:]]),
     ]
-    body = _depthwise_body(geometry, together, extent)
+    body = _depthwise_body(geometry, together, extent, tape.name("step"))
     scanned = tape.emit("Scan", *inputs, body=body, num_scan_inputs=2)  # (steps, together, places)
     sums = tape.reduce_sum(tape.reshape(scanned, [batch, channels, math.prod(geometry.kernel)]), [0], keepdims=False)
     assert rank == len(extent)
     return tape.reshape(sums, geometry.w)
 
 
-def _depthwise_body(geometry: Geometry, together: int, extent: Sequence[int]) -> onnx.GraphProto:
+def _depthwise_body(geometry: Geometry, together: int, extent: Sequence[int], prefix: str) -> onnx.GraphProto:
+    """Its names begin with a prefix of their own: ONNX Runtime wants them apart from those of the graph around."""
     info = onnx.helper.make_tensor_value_info
     places = geometry.places()
     body = onnx.GraphProto(name="depthwise")
-    tape = Tape(body)
+    tape = Tape(body, prefix=prefix)
+    x, y = tape.name("x"), tape.name("y")
     axes = list(range(1, geometry.rank + 1))
     sums = []
     for place in places:
-        seen = tape.slice("x", *geometry.window(place), axes, geometry.strides)
-        sums.append(tape.reduce_sum(tape.emit("Mul", seen, "y"), axes, keepdims=False))
+        seen = tape.slice(x, *geometry.window(place), axes, geometry.strides)
+        sums.append(tape.reduce_sum(tape.emit("Mul", seen, y), axes, keepdims=False))
     columns = [tape.emit("Unsqueeze", total, tape.ints([1])) for total in sums]
     result = tape.emit("Concat", *columns, axis=1)
     kind = onnx.TensorProto.FLOAT
-    body.input.extend([info("x", kind, [together, *extent]), info("y", kind, [together, *geometry.y[2:]])])
+    body.input.extend([info(x, kind, [together, *extent]), info(y, kind, [together, *geometry.y[2:]])])
     body.output.append(info(result, kind, [together, len(places)]))
     return body
 

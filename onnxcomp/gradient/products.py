@@ -1,8 +1,8 @@
-"""Derivatives of MatMul, Gemm and Einsum-like products."""
+"""Derivatives of MatMul, Gemm and Einsum."""
 
 from __future__ import annotations
 
-from onnxcomp.gradient.rules import register
+from onnxcomp.gradient.rules import NotDifferentiableError, register
 from onnxcomp.gradient.tape import Operation, Tape
 
 __all__: list[str] = []
@@ -72,3 +72,20 @@ def gemm(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
             tape.scaled(grad, float(operation.attr("beta", 1.0))), operation.out_shape(), operation.shape(2)
         )
     return [by_a, by_b, by_c]
+
+
+@register("Einsum")
+def einsum(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
+    """The gradient of one operand is the product of that of the result with the other operands."""
+    inputs, _, result = operation.attr("equation").replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not result or "." in inputs or any(len(set(term)) < len(term) for term in terms):
+        raise NotDifferentiableError("its equation has dots, diagonals or no result")
+    grads: list[str | None] = []
+    for index, term in enumerate(terms):
+        others = [place for place in range(len(terms)) if place != index]
+        if not set(term) <= set(result).union(*(terms[place] for place in others)):
+            raise NotDifferentiableError("its equation sums an axis of one operand alone")
+        equation = ",".join([result, *(terms[place] for place in others)]) + "->" + term
+        grads.append(tape.emit("Einsum", grad, *(operation.input(place) for place in others), equation=equation))
+    return grads

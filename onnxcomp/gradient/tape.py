@@ -25,12 +25,14 @@ class Operation:
         shapes: of all tensors of the forward graph.
         wanted: positions of the inputs whose gradient is asked for.
         constants: values of constant tensors by name, those apart that are trained.
+        types: element types of the tensors, as numbers of ``onnx.TensorProto``.
     """
 
     node: onnx.NodeProto
     shapes: Mapping[str, Shape]
     wanted: frozenset[int]
     constants: Mapping[str, Array]
+    types: Mapping[str, int]
 
     @property
     def op(self) -> str:
@@ -93,12 +95,18 @@ class Tape:
     """Appends nodes to a graph; operators are those of operator set 13, which later ones understand alike.
 
     Names of what it writes begin with a prefix that no tensor of the forward graph has.
+
+    Args:
+        graph: that it appends to.
+        opset: of the graph, for rules that need a later form of an operator.
+        prefix: what names begin with.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, opset: int = 13, prefix: str = "grad") -> None:
         self.graph = graph
+        self.opset = opset
         taken = {name for node in graph.node for name in (*node.input, *node.output)}
-        self._prefix = "grad"
+        self._prefix = prefix
         while any(name.startswith(self._prefix) for name in taken):
             self._prefix += "_"
         self._count = 0
@@ -168,6 +176,20 @@ class Tape:
     def mask(self, condition: str) -> str:
         """A condition as 0.0 and 1.0."""
         return self.emit("Cast", condition, to=onnx.TensorProto.FLOAT)
+
+    def positive(self, tensor: str) -> str:
+        """1.0 where the tensor is above 0, else 0.0; one pass, where a comparison with a Cast takes two."""
+        return self.emit("HardSigmoid", tensor, alpha=3e38, beta=0.0)
+
+    def between(self, tensor: str, low: str | None, high: str | None) -> str:
+        """1.0 where the tensor lies strictly between two others, else 0.0.
+
+        To multiply with this mask takes ONNX Runtime a third of the time of a Where.
+        """
+        above = None if low is None else self.emit("Greater", tensor, low)
+        below = None if high is None else self.emit("Less", tensor, high)
+        both = [part for part in (above, below) if part is not None]
+        return self.mask(both[0] if len(both) == 1 else self.emit("And", *both))
 
     def zeros(self, shape: Shape) -> str:
         """A tensor of zeros."""
