@@ -151,6 +151,45 @@ class Dataset:
         """The first samples, rounded up to what the model takes at once; all when there are fewer."""
         return self._select(self._units[: math.ceil(samples / self._source.rows)])
 
+    @property
+    def units(self) -> int:
+        """The least parts that the model can be fed: samples, where it does not take several at a time."""
+        return len(self._units)
+
+    @property
+    def joins(self) -> bool:
+        """Whether samples may be fed together."""
+        return self._batch > 1
+
+    def pick(self, positions: Sequence[int]) -> Dataset:
+        """These units, in ascending order."""
+        return self._select([self._units[index] for index in sorted(positions)])
+
+    def at_random(self, most: float) -> Dataset:
+        """The same samples, of which any may be read at any time; those of a function are kept in memory for it.
+
+        Args:
+            most: bytes that may be kept.
+
+        Raises:
+            InputError: they are more.
+        """
+        if not isinstance(self._source, FunctionSource):
+            return self
+        kept: list[dict[str, Array]] = []
+        size = 0
+        for feeds in self.feeds():
+            kept.append(feeds)
+            size += sum(value.nbytes for value in feeds.values())
+            if size > most:
+                raise InputError(
+                    f"{self._source.name}: yields more than {most / 1e9:.0f} GB, and training reads samples in random "
+                    "order; save them with numpy.savez, or yield fewer"
+                )
+        labels = None if self._labels is None else [self._labels[unit] for unit in self._units]
+        source = FeedSource(self._source.name, kept, None)
+        return Dataset(source, range(len(kept)), labels, 1)
+
     def split(self, fraction: float) -> tuple[Dataset, Dataset]:
         """``fraction`` of the samples to calibrate on, and the others, held out to measure on.
 

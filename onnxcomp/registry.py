@@ -21,6 +21,7 @@ _BUILT_IN = {
     "fold": "onnxcomp.passes.fold:Fold",
     "prune": "onnxcomp.passes.prune:Prune",
     "quant": "onnxcomp.passes.quant:Quant",
+    "recover": "onnxcomp.passes.recover:Recover",
     "reorder": "onnxcomp.passes.reorder:Reorder",
 }
 

@@ -1,0 +1,228 @@
+"""Losses and gradients on batches: the backward graph, made for the shapes that come, in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxcomp.errors import SessionError
+from onnxcomp.gradient import Derivative, Term, differentiate
+from onnxcomp.graph.inferred import infer_types
+from onnxcomp.model import Model
+from onnxcomp.runtime.session import Feeds, all_cores, reason
+from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.traced import Traced, trace
+
+__all__ = ["Gradients", "Step"]
+
+Array = np.ndarray[Any, Any]
+
+_MOST_COMPILED = 16  # graphs for different shapes that are kept
+# Relative difference of gradients up to which the fast form counts as the same; float32 sums in another order.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one run returns.
+
+    Attributes:
+        loss: the mean over the batch.
+        gradients: by name of the parameter.
+    """
+
+    loss: float
+    gradients: dict[str, Array]
+
+
+class Gradients:
+    """Computes the gradients of a sum of losses by some parameters of a model.
+
+    Args:
+        model: operator set 13 or later, no functions.
+        parameters: names of float32 initializers to differentiate by.
+        terms: the losses.
+        threads: 0 for all cores.
+    """
+
+    def __init__(self, model: Model, parameters: Sequence[str], terms: Sequence[Term], threads: int = 0) -> None:
+        self._model = model
+        self._proto = model.proto()
+        self._parameters = tuple(parameters)
+        self._terms = tuple(terms)
+        self._threads = threads
+        self._compiled: dict[tuple[tuple[str, tuple[int, ...]], ...], _Compiled] = {}
+
+    def frozen(self, feeds: Feeds) -> dict[str, str]:
+        """Parameters without a gradient, and why."""
+        return self._for(feeds).derivative.frozen
+
+    def shapes(self, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+        """Of the tensors of the terms."""
+        return self._for(feeds).watched
+
+    def step(self, values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]) -> Step:
+        """Loss and gradients.
+
+        Args:
+            values: of the parameters.
+            feeds: one array for each input.
+            targets: by name of the tensor of the term.
+
+        Raises:
+            SessionError: ONNX Runtime fails on them.
+        """
+        return self._for(feeds).step(values, feeds, targets)
+
+    def loss(self, values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]) -> float:
+        """The loss alone."""
+        return self._for(feeds).loss(values, feeds, targets)
+
+    def _for(self, feeds: Feeds) -> _Compiled:
+        key = tuple(sorted((name, tuple(value.shape)) for name, value in feeds.items()))
+        if key not in self._compiled:
+            if len(self._compiled) >= _MOST_COMPILED:
+                del self._compiled[next(iter(self._compiled))]
+            self._compiled[key] = self._compile(feeds)
+        return self._compiled[key]
+
+    def _compile(self, feeds: Feeds) -> _Compiled:
+        forward = _fixed(self._proto, feeds)
+        fixed = Model.from_proto(forward)
+        types = {name: kind.element for name, kind in infer_types(fixed).items()}
+        shapes = observed(fixed, feeds) | {tensor.name: tuple(tensor.dims) for tensor in forward.graph.initializer}
+        derivative = differentiate(forward, shapes, types, self._parameters, self._terms)
+        return _Compiled(derivative, shapes, {term.tensor: shapes[term.tensor] for term in self._terms}, self._threads)
+
+
+class _Compiled:
+    """The backward graph for one set of shapes."""
+
+    def __init__(
+        self,
+        derivative: Derivative,
+        shapes: Mapping[str, tuple[int, ...]],
+        watched: dict[str, tuple[int, ...]],
+        threads: int,
+    ) -> None:
+        self.derivative = derivative
+        self.watched = watched
+        self._threads = threads
+        self._outputs = [derivative.loss, *derivative.gradients.values()]
+        constants = _weights_of_convolutions(derivative.model, set(derivative.gradients))
+        self._fast: Traced | None = None
+        self._plain: ort.InferenceSession | None = None
+        self._checked = not constants
+        if constants:
+            parameters = {name: shapes[name] for name in constants}
+            self._fast = trace(derivative.model, parameters, _options(threads), _options(threads, optimize=False))
+
+    def step(self, values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]) -> Step:
+        loss, *found = self._run(self._outputs, values, feeds, targets)
+        return Step(float(loss), dict(zip(self.derivative.gradients, found, strict=True)))
+
+    def loss(self, values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]) -> float:
+        return float(self._run([self.derivative.loss], values, feeds, targets)[0])
+
+    def _run(
+        self, names: Sequence[str], values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]
+    ) -> list[Array]:
+        given = dict(feeds) | {self.derivative.targets[tensor]: target for tensor, target in targets.items()}
+        given |= {name: values[name] for name in self.derivative.gradients}
+        if self._fast is not None and not self._checked:
+            self._check(given)
+        if self._fast is None:
+            return _run(self._plain_session(), names, given)
+        made = {name: value for name, value in given.items() if name not in self._traced_names()}
+        return _run(self._fast.session, names, made | self._fast.feeds(given))
+
+    def _traced_names(self) -> set[str]:
+        assert self._fast is not None
+        return {moved.parameter for moved in self._fast.inputs.values()}
+
+    def _check(self, given: Mapping[str, Array]) -> None:
+        """Trust the fast form when it gives the same gradients once."""
+        self._checked = True
+        assert self._fast is not None
+        made = {name: value for name, value in given.items() if name not in self._traced_names()}
+        try:
+            fast = _run(self._fast.session, self._outputs, made | self._fast.feeds(given))
+        except SessionError:
+            self._fast = None
+            return
+        plain = _run(self._plain_session(), self._outputs, given)
+        if all(_close(one, other) for one, other in zip(fast, plain, strict=True)):
+            self._plain = None
+        else:
+            self._fast = None
+
+    def _plain_session(self) -> ort.InferenceSession:
+        if self._plain is None:
+            data = self.derivative.model.SerializeToString()
+            try:
+                self._plain = ort.InferenceSession(data, _options(self._threads), providers=["CPUExecutionProvider"])
+            except Exception as error:  # the binding raises a dozen classes that share no base
+                raise SessionError(f"ONNX Runtime cannot load the graph of the gradients: {reason(error)}") from None
+        return self._plain
+
+
+def _run(session: ort.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    taken = {value.name for value in session.get_inputs()}
+    try:
+        return list(session.run(list(names), {name: value for name, value in feeds.items() if name in taken}, options))
+    except Exception as error:  # as above
+        raise SessionError(f"ONNX Runtime cannot compute the gradients: {reason(error)}") from None
+
+
+def _close(one: Array, other: Array) -> bool:
+    scale = float(np.abs(other).max(initial=0.0))
+    return bool(np.abs(one - other).max(initial=0.0) <= _SAME * scale + 1e-12)
+
+
+def _options(threads: int, optimize: bool = True) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or all_cores()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    # What is quantized is computed in float, as its derivative assumes.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Threads that spin while they wait take the cores from NumPy between runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _weights_of_convolutions(model: onnx.ModelProto, parameters: set[str]) -> list[str]:
+    """Parameters that convolutions read: what ONNX Runtime lays out anew where it is constant."""
+    found = {
+        name: None
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        for name in node.input[1:]
+        if name in parameters
+    }
+    return list(found)
+
+
+def _fixed(proto: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
+    """The model with the shapes of these feeds declared, and no others."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.input:
+        if value.name in feeds:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, feeds[value.name].shape))
+    for value in fixed.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    return fixed

@@ -1,0 +1,88 @@
+"""What the teacher says of samples: computed once for each where memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.data import Dataset
+from onnxcomp.model import Model
+from onnxcomp.runtime.heads import Head
+from onnxcomp.runtime.session import create, run, with_outputs
+
+__all__ = ["Batch", "Targets"]
+
+Array = np.ndarray[Any, Any]
+
+_KEPT = 512 * 2**20  # bytes of outputs that are kept
+
+
+class Batch:
+    """Feeds that are run at once, and what the student is to give for them.
+
+    Attributes:
+        feeds: one array for each input.
+        targets: by name of the student's tensor.
+    """
+
+    def __init__(self, feeds: Mapping[str, Array], targets: Mapping[str, Array]) -> None:
+        self.feeds = feeds
+        self.targets = targets
+
+
+class Targets:
+    """Batches of a data set with the teacher's answers.
+
+    Args:
+        teacher: the original model.
+        dataset: of which any samples may be read at any time.
+        heads: what the student is trained on.
+        labels: class numbers for the head of kind ``ce``, one for each unit; else None.
+    """
+
+    def __init__(self, teacher: Model, dataset: Dataset, heads: Sequence[Head], labels: Array | None = None) -> None:
+        self._dataset = dataset
+        self._heads = heads
+        self._labels = None if labels is None else labels.reshape(dataset.units, -1).astype(np.int64)
+        self._session = None
+        if labels is None:
+            self._session = create(with_outputs(teacher.skeleton(), [head.output for head in heads]))
+        self._kept: dict[int, dict[str, Array]] = {}
+        self._room = float(_KEPT)
+
+    def batches(self, positions: Sequence[int]) -> list[Batch]:
+        """Of these units: one batch where they may be fed together, else one for each."""
+        ordered = sorted(positions)
+        chosen = self._dataset.pick(ordered)
+        if not self._dataset.joins:
+            return [self._batch([unit], feeds) for unit, feeds in zip(ordered, chosen.feeds(), strict=True)]
+        parts = list(chosen.feeds())
+        joined = {
+            name: value if value.ndim == 0 else np.concatenate([part[name] for part in parts])
+            for name, value in parts[0].items()
+        }
+        return [self._batch(ordered, joined)]
+
+    def _batch(self, units: Sequence[int], feeds: Mapping[str, Array]) -> Batch:
+        if self._labels is not None:
+            return Batch(feeds, {self._heads[0].tensor: self._labels[list(units)].reshape(-1)})
+        if all(unit in self._kept for unit in units):
+            rows = [self._kept[unit] for unit in units]
+            return Batch(feeds, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        assert self._session is not None
+        found = run(self._session, feeds)
+        targets = {head.tensor: head.target(found[head.output]) for head in self._heads}
+        self._keep(units, targets)
+        return Batch(feeds, targets)
+
+    def _keep(self, units: Sequence[int], targets: Mapping[str, Array]) -> None:
+        if len(units) > 1 and any(len(value) != len(units) for value in targets.values()):
+            return
+        for index, unit in enumerate(units):
+            rows = targets if len(units) == 1 else {name: value[index : index + 1] for name, value in targets.items()}
+            if unit in self._kept or self._room <= 0 or any(value.ndim == 0 for value in rows.values()):
+                continue
+            self._kept[unit] = {name: value.copy() for name, value in rows.items()}
+            self._room -= sum(value.nbytes for value in rows.values())
