@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxcomp.gradient.rules import NotDifferentiableError, register
+from onnxcomp.gradient.rules import register
 from onnxcomp.gradient.tape import Operation, Tape
 
 __all__ = ["Geometry", "padding"]
@@ -144,21 +144,21 @@ def conv(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
 def conv_transpose(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
     """It is the gradient of a convolution by its input, so that convolution is its own gradient."""
     geometry = Geometry.of(operation, operation.out_shape(), operation.shape())
-    if any(dim < 0 for dim in geometry.leftover):
-        raise NotDifferentiableError("its output_padding is not covered")
     bias = tape.reduce_sum(grad, [0, *range(2, geometry.rank + 2)], keepdims=False)
-    by_input = tape.emit("Conv", _cut(tape, geometry, grad), operation.input(1), **geometry.attributes)
+    by_input = _seen(tape, geometry, grad, operation.input(1))
     by_weight = _by_weight(tape, geometry, grad, operation.input()) if 1 in operation.wanted else None
     return [by_input, by_weight, bias]
 
 
-def _cut(tape: Tape, geometry: Geometry, grad: str) -> str:
-    """Without positions at the end that no output sees: a convolution over them would have more outputs."""
-    ends = [dim - max(over, 0) for dim, over in zip(geometry.x[2:], geometry.leftover, strict=True)]
-    if not any(geometry.leftover):
-        return grad
-    axes = list(range(2, geometry.rank + 2))
-    return tape.slice(grad, [0] * geometry.rank, ends, axes, [1] * geometry.rank)
+def _seen(tape: Tape, geometry: Geometry, grad: str, weight: str) -> str:
+    """The convolution, without positions at the end that no output sees: with them, there might be more outputs."""
+    ends = [a - over for a, over in zip(geometry.after, geometry.leftover, strict=True)]
+    if min(ends) < 0:
+        axes, ones = range(2, geometry.rank + 2), [1] * geometry.rank
+        stops = [dim + min(end, 0) for dim, end in zip(geometry.x[2:], ends, strict=True)]
+        grad = tape.slice(grad, [0] * geometry.rank, stops, axes, ones)
+    pads = [*geometry.before, *(max(end, 0) for end in ends)]
+    return tape.emit("Conv", grad, weight, **geometry.attributes | {"pads": pads})
 
 
 def _by_input(tape: Tape, geometry: Geometry, grad: str, weight: str) -> str:
