@@ -258,8 +258,9 @@ def _finish(
     graph.output.append(onnx.helper.make_tensor_value_info(loss, _FLOAT, []))
     for name in trained:
         if name in gradients:
-            graph.output.append(onnx.helper.make_tensor_value_info(gradients[name], _FLOAT, None))
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(watched))
+            graph.output.append(onnx.helper.make_tensor_value_info(gradients[name], _FLOAT, shapes[name]))
+    for name in dict.fromkeys(watched):
+        graph.output.append(onnx.helper.make_tensor_value_info(name, _FLOAT, shapes[name]))
     values = {name: shapes[name] for name in trained}
     kept = [tensor for tensor in graph.initializer if tensor.name not in values]
     declared = {value.name for value in graph.input}
