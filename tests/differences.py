@@ -14,8 +14,9 @@ from onnxcomp.graph.inferred import infer_types
 from onnxcomp.model import Model
 from onnxcomp.runtime.session import create
 from onnxcomp.runtime.shapes import observed
+from tests.exact import OPERATORS
 
-__all__ = ["agree", "build", "derivative", "gradients", "node", "random"]
+__all__ = ["agree", "build", "derivative", "evaluator", "gradients", "node", "random"]
 
 Array = np.ndarray[Any, Any]
 Forward = Callable[[Mapping[str, Array]], Array]
@@ -96,7 +97,7 @@ def agree(
     feeds = {"_": random(1)}
     found = derivative(proto, list(parameters), feeds)
     assert not found.frozen, found.frozen
-    run = forward if callable(forward) else _evaluator(proto, forward)
+    run = forward if callable(forward) else evaluator(proto, forward)
     exact = {name: value.astype(np.float64) for name, value in parameters.items()}
     target = random(*np.shape(run(exact)), seed=7)
     _, grads = gradients(found, parameters, feeds, {"y": target})
@@ -116,25 +117,31 @@ def agree(
             assert abs(got - expected) <= tolerance * max(usual, abs(expected), 1e-6), (name, got, expected)
 
 
-def _evaluator(proto: onnx.ModelProto, kind: str) -> Forward:
+def evaluator(proto: onnx.ModelProto, kind: str = "reference") -> Forward:
+    """The output of a model, from float initializers and feeds; see ``agree``."""
+    single = kind == "runtime"
+    element, dtype = (FLOAT, np.float32) if single else (DOUBLE, np.float64)
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
-    info = onnx.helper.make_tensor_value_info
-    single = kind == "runtime"
-    held = {t.name for t in proto.graph.initializer if t.data_type == FLOAT}
-    values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in held}
-    kept = [t for t in proto.graph.initializer if t.name not in held]
-    del changed.graph.initializer[:], changed.graph.input[:]
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == FLOAT}
+    kept = [t for t in proto.graph.initializer if t.name not in values]
+    del changed.graph.initializer[:]
     changed.graph.initializer.extend(kept)
-    element = FLOAT if single else DOUBLE
+    for value in (*changed.graph.input, *changed.graph.output):
+        if value.type.tensor_type.elem_type == FLOAT:
+            value.type.tensor_type.elem_type = element
+    info = onnx.helper.make_tensor_value_info
     changed.graph.input.extend(info(name, element, value.shape) for name, value in values.items())
-    changed.graph.output[0].type.tensor_type.elem_type = element
-    dtype = np.float32 if single else np.float64
-    for each in changed.graph.node:
-        for attribute in each.attribute:
-            if attribute.name == "to" and attribute.i == FLOAT and not single:
+    if not single:
+        for attribute in (attribute for each in changed.graph.node for attribute in each.attribute):
+            if attribute.name == "to" and attribute.i == FLOAT:
                 attribute.i = DOUBLE
-    session: Any = create(changed, threads=1) if single else ReferenceEvaluator(changed)
-    return lambda given: np.asarray(
-        session.run(None, {n: np.asarray(given.get(n, v)).astype(dtype) for n, v in values.items()})[0]
-    )
+    session: Any = create(changed, threads=1) if single else ReferenceEvaluator(changed, new_ops=OPERATORS)
+    unused = {"_": random(1)} if proto.graph.input[0].name == "_" else {}
+
+    def run(given: Mapping[str, Array]) -> Array:
+        fed = {name: np.asarray(value) for name, value in {**unused, **values, **given}.items()}
+        exact = {name: value.astype(dtype) if value.dtype.kind == "f" else value for name, value in fed.items()}
+        return np.asarray(session.run(None, exact)[0])
+
+    return run
