@@ -12,7 +12,9 @@ import numpy as np
 from onnxcomp.graph.budget import GroupCost, Prices, operations, parameters
 from onnxcomp.graph.groups import select
 from onnxcomp.graph.importance import Removal
+from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.linalg.allocate import allocate, marginal
+from onnxcomp.linalg.reconstruct import NEGLIGIBLE
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.channels import Candidates
@@ -171,6 +173,7 @@ class SpeedBudget:
         for group, units in zip(again.groups, units_gone(found, removals, steps), strict=True):
             if len(units):
                 select(group, np.setdiff1d(np.arange(group.size), units))
+        _drop_negligible(trial)
         timed = self.timings.compare("channels removed", self.first, trial, self.feeds, self.threads, SECONDS)
         return timed.ratio if timed is not None else self._whole / max(bill.total(steps), 1e-12)
 
@@ -182,6 +185,17 @@ class SpeedBudget:
             f"prune made the model {self._reached:.2f}x as fast, not {self.speedup:g}x: no more channels may go "
             "(the report says why for each layer)"
         )
+
+
+def _drop_negligible(model: Model) -> None:
+    """As fitting the layers will do: multiplying with subnormal numbers can take longer than all the rest."""
+    for layer in weighted_layers(model):
+        if layer.quantized or layer.shared:
+            continue
+        array = layer.array()
+        tiny = (array != 0) & (np.abs(array) < NEGLIGIBLE)
+        if tiny.any():
+            layer.set_array(np.where(tiny, 0, array))
 
 
 def _plan(
