@@ -117,13 +117,14 @@ class ShareBudget:
 
 @dataclass
 class SpeedBudget:
-    """Remove what costs least for the time it takes, until the whole model is so much faster than the first.
+    """Remove what costs least for the time it takes, until the whole model is so much faster than the
+    original.
 
     The time of a layer is measured on its own; how much has to go is found by timing pruned models.
 
     Attributes:
-        speedup: time of the first model over that of the result.
-        first: the model before anything went.
+        speedup: time of the original over that of the result.
+        first: the original model.
         feeds: one sample to time on.
         timings: where times are kept, or come from; without them the speed is estimated from operations.
         threads: intra-op threads.
@@ -162,12 +163,14 @@ class SpeedBudget:
             steps = allocate(losses, bill, 0.0)
             best = self._speed(found, removals, steps, bill), steps
         self._reached = best[0]
-        needed = max(prices.total - bill.total(best[1]), prices.total - self._whole / wanted)
         missed = max(0.0, 1.0 - best[0] / wanted)
+        needed = prices.total - bill.total(best[1])
+        if missed > NEARLY:
+            needed = max(needed, prices.total - self._whole / wanted)
         return _plan(found, removals, bill, best[1], prices, needed, missed)
 
     def _speed(self, found: Candidates, removals: Sequence[Removal], steps: Sequence[int], bill: GroupCost) -> float:
-        """Of the model after these steps, against the first."""
+        """Of the model after these steps, against the original."""
         trial = found.model.copy()
         again = found.again(trial)
         for group, units in zip(again.groups, units_gone(found, removals, steps), strict=True):
