@@ -117,8 +117,7 @@ class ShareBudget:
 
 @dataclass
 class SpeedBudget:
-    """Remove what costs least for the time it takes, until the whole model is so much faster than the
-    original.
+    """Remove what costs least for the time it takes, until the model is so much faster than the original.
 
     The time of a layer is measured on its own; how much has to go is found by timing pruned models.
 
