@@ -1,0 +1,127 @@
+"""The constants of a model that training may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcomp.graph.constants import value_of
+from onnxcomp.graph.stored import STANDARD, producer_of
+from onnxcomp.linalg.masked import kept_weights
+from onnxcomp.model import Model
+
+__all__ = ["Parameter", "parameters"]
+
+Array = np.ndarray[Any, Any]
+
+# Inputs that hold what an operator has learnt, by operator.
+_LEARNT = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (0, 1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "PRelu": (1,),
+    "Add": (0, 1),
+    "Sub": (0, 1),
+    "Mul": (0, 1),
+}
+_MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Operators through which a weight may be made of others before it is used: a codebook of its entries, for one.
+_MAKING = ("Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Identity", "Mul", "Expand", "Pad")
+_DEEPEST = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """A constant that training may change.
+
+    Attributes:
+        tensor: the initializer.
+        kept: where it may change, for one whose zeros are to stay; else None.
+    """
+
+    tensor: gs.Constant
+    kept: Array | None
+
+    @property
+    def name(self) -> str:
+        """Of the initializer."""
+        return str(self.tensor.name)
+
+    @property
+    def value(self) -> Array:
+        """As stored; not to be written into."""
+        value = value_of(self.tensor)
+        assert value is not None
+        return value
+
+
+def parameters(model: Model) -> list[Parameter]:
+    """The float32 initializers of the main graph that hold what operators have learnt, each once, in graph order.
+
+    A scalar that a tensor is multiplied with or that is added to it is part of a formula, and not learnt. Constants
+    that a weight is made of (a codebook, a factor for each channel) stand for the weight.
+    """
+    found: dict[int, Parameter] = {}
+    for node in model.graph.nodes:
+        if node.domain not in STANDARD:
+            continue
+        for position in _LEARNT.get(node.op, ()):
+            if position >= len(node.inputs):
+                continue
+            for tensor, direct in _sources(node.inputs[position], node.op in _MATRICES, _DEEPEST):
+                if id(tensor) not in found:
+                    found[id(tensor)] = Parameter(tensor, _kept(tensor, direct and _is_weight(node, position)))
+    return list(found.values())
+
+
+def _sources(tensor: gs.Tensor, through: bool, depth: int, direct: bool = True) -> Iterator[tuple[gs.Constant, bool]]:
+    """The trainable constants that a tensor is or is made of, and whether they are it.
+
+    Args:
+        through: look behind operators on constants.
+    """
+    if isinstance(tensor, gs.Constant):
+        if _is_trainable(tensor):
+            yield tensor, direct
+        return
+    producer = producer_of(tensor) if through and depth else None
+    if producer is None or producer.op not in _MAKING or not _is_made_of_constants(tensor, depth):
+        return
+    for item in producer.inputs:
+        yield from _sources(item, through, depth - 1, direct=False)
+
+
+def _is_made_of_constants(tensor: gs.Tensor, depth: int) -> bool:
+    if isinstance(tensor, gs.Constant) or not tensor.name:
+        return True
+    producer = producer_of(tensor) if depth else None
+    return producer is not None and all(_is_made_of_constants(item, depth - 1) for item in producer.inputs)
+
+
+def _is_trainable(tensor: gs.Constant) -> bool:
+    return tensor.dtype == np.float32 and int(np.prod(tensor.shape, dtype=np.int64)) > 1
+
+
+def _is_weight(node: gs.Node, position: int) -> bool:
+    """And not a bias."""
+    return node.op in _MATRICES and position < 2
+
+
+def _kept(tensor: gs.Constant, is_weight: bool) -> Array | None:
+    """Zeros that were put into a weight on purpose, see ``linalg.masked``; and the zero of a codebook."""
+    value = value_of(tensor)
+    assert value is not None
+    if is_weight:
+        return kept_weights(value)
+    is_codebook = any(reader.op == "Gather" for reader in tensor.outputs)
+    return value != 0 if is_codebook and not value.all() else None
