@@ -89,7 +89,10 @@ class Prune(Pass):
         "median (geometric median of the filters) and scale (of a normalization)",
     )
     speedup: float | None = Field(
-        None, gt=1, le=100, description="how many times faster the whole model is to be, measured on the target"
+        None,
+        gt=1,
+        le=100,
+        description="how many times as fast as the original the result is to be, measured on the target",
     )
     rounds: int = Field(1, ge=1, le=100, description="prune a little, fit, and measure all losses anew, so many times")
     blocks: bool = Field(
@@ -201,7 +204,8 @@ class Prune(Pass):
     def _budget(self, model: Model, feeds: Feeds, ctx: Context) -> Budget:
         if self.speedup is not None:
             threads = ctx.target.threads or 1
-            return SpeedBudget(self.speedup, model.copy(), feeds, ctx.timings, threads, ctx.progress)
+            first = model.copy() if ctx.original is None else ctx.original
+            return SpeedBudget(self.speedup, first, feeds, ctx.timings, threads, ctx.progress)
         if self.sparsity is not None:
             return ShareBudget("parameters", self.sparsity)
         return ShareBudget("flops", self.flops or DEFAULT_FLOPS)
