@@ -159,7 +159,7 @@ class Dataset:
     @property
     def joins(self) -> bool:
         """Whether samples may be fed together."""
-        return self._batch > 1
+        return self._batch > 1 and self._source.batches(self._units[:2], 2) == 1
 
     def pick(self, positions: Sequence[int]) -> Dataset:
         """These units, in ascending order."""
