@@ -18,7 +18,7 @@ from onnxcomp.pipeline import recipe_names
 from onnxcomp.registry import pass_class, pass_names
 from tests import breaking
 
-BUILT_IN = ["equalize", "fold", "prune", "quant", "reorder"]
+BUILT_IN = ["equalize", "fold", "prune", "quant", "recover", "reorder"]
 CLASSES = {name: pass_class(name) for name in BUILT_IN}
 
 
@@ -142,10 +142,10 @@ UNREADABLE = ["prune(", "prune]", "prune quant", "prune;quant", ",", "my-pass", 
     [
         *((text, "write it like prune") for text in UNREADABLE),
         *((text, "is no pass; write it like prune") for text in ("1", "'prune'", "prune.quant", "*prune", "quant()()")),
-        ("", "the pipeline is empty; name passes, separated by commas: equalize, fold, prune, quant, reorder"),
+        ("", "the pipeline is empty; name passes, separated by commas: equalize, fold, prune, quant, recover, reorder"),
         ("  ", "the pipeline is empty"),
         ("prun", "there is no pass 'prun'; did you mean 'prune'?"),
-        ("zzz", "there is no pass 'zzz'; the passes are equalize, fold, prune, quant, reorder"),
+        ("zzz", "there is no pass 'zzz'; the passes are equalize, fold, prune, quant, recover, reorder"),
         ("prune(flop=0.3)", "prune has no option 'flop'; did you mean 'flops'?"),
         ("quant(xyz=1)", "quant has no option 'xyz'; its options are"),
         ("fold(x=1)", "fold has no option 'x'; its options are inline_functions"),

@@ -24,6 +24,7 @@ _OFTEN = 3.0  # norms of the gradient over the usual one are cut down to so much
 _REMEMBERED = 64
 _WORSE = 1.5  # a held-out loss this much over the first one: the rate is too high
 _SLOWER = 0.3
+_NOISE = 1e-8  # of a loss: differences below it are rounding
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class _Training:
         loss = float(np.mean(losses))
         if not self._done:
             self.before = loss
-        if loss < self.least:
+        if loss < self.least - _NOISE:
             self.least, self.stale = loss, 0
             self._best = {name: value.copy() for name, value in self._values.items()}
             return

@@ -133,7 +133,8 @@ def _with_constants(model: onnx.ModelProto, labels: Mapping[str, Array]) -> onnx
 
 
 def _as_inputs(model: onnx.ModelProto, labels: Mapping[str, Array]) -> dict[str, _Moved] | None:
-    """Turn the initializers that hold labels into inputs; None where one holds other numbers besides."""
+    """Turn the initializers that hold labels into inputs; None where one holds other numbers besides, or a
+    parameter is gone: something was computed with it."""
     names = list(labels)
     firsts = np.array([labels[name].reshape(-1)[0] for name in names], dtype=np.int64)
     end = int(labels[names[-1]].reshape(-1)[-1]) + 1
@@ -152,7 +153,7 @@ def _as_inputs(model: onnx.ModelProto, labels: Mapping[str, Array]) -> dict[str,
             return None
     del model.graph.initializer[:]
     model.graph.initializer.extend(rest)
-    return inputs
+    return inputs if {moved.parameter for moved in inputs.values()} == set(labels) else None
 
 
 def _found(

@@ -1,0 +1,278 @@
+"""The pass recover: training with the gradients that ONNX Runtime computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxcomp import Context, Dataset, Model, Target, compress
+from onnxcomp.errors import PassError, UsageError
+from onnxcomp.gradient import Term
+from onnxcomp.graph.parameters import parameters
+from onnxcomp.linalg.optimizers import Optimizer, clipped, cosine
+from onnxcomp.passes.recover import Recover
+from onnxcomp.runtime.gradients import Gradients
+from onnxcomp.runtime.traced import trace
+from tests.models import model_of, value
+
+Array = np.ndarray[Any, Any]
+
+
+def network(noise: float = 0.0, zeros: float = 0.0) -> onnx.ModelProto:
+    """Two convolutions of 16 channels, the second depthwise, and a classifier; with an error in its weights."""
+    rng, error = np.random.default_rng(1), np.random.default_rng(2)
+    arrays = {
+        "w1": rng.standard_normal((16, 3, 3, 3)) / 5,
+        "b1": rng.standard_normal(16) / 5,
+        "w2": rng.standard_normal((16, 1, 3, 3)) / 3,
+        "w3": rng.standard_normal((16, 5)),
+        "b3": rng.standard_normal(5),
+    }
+    for name, array in arrays.items():
+        array += noise * array.std() * error.standard_normal(array.shape)
+        if zeros and name == "w1":
+            array[np.abs(array) < np.quantile(np.abs(array), zeros)] = 0
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "one", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], "two", group=16, strides=[2, 2], pads=[1] * 4),
+        helper.make_node("GlobalAveragePool", ["c2"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], "three"),
+    ]
+    held = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "g", [value("x", "n", 3, 8, 8)], [value("y", "n", 5)], held)
+    return model_of(graph, opset=13, ir_version=8)
+
+
+def samples(count: int = 128) -> Dataset:
+    x = np.random.default_rng(3).standard_normal((count, 3, 8, 8)).astype(np.float32)
+    return Dataset.from_arrays({"x": x}, model=Model.from_proto(network()))
+
+
+def recovered(student: onnx.ModelProto, options: Recover, data: Dataset | None = None) -> tuple[Model, Context]:
+    model = Model.from_proto(student)
+    ctx = Context(target=Target.host(), data=data or samples(), original=Model.from_proto(network()), scope="recover")
+    options.run(model, ctx)
+    return model, ctx
+
+
+def error_of(model: Model) -> float:
+    x = np.random.default_rng(4).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    ours, theirs = (
+        ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for proto in (model.proto(), network())
+    )
+    return float(np.square(ours - theirs).mean() / np.square(theirs).mean())
+
+
+SHORT = Recover(epochs=30, batch=16, lr=3e-3, loss="mse")
+
+
+@pytest.mark.parametrize("loss", ["auto", "kl", "mse"])
+def test_a_disturbed_network_is_won_back(loss: str) -> None:
+    student = network(noise=0.3)
+    model, ctx = recovered(student, Recover(epochs=30, batch=16, lr=3e-3, loss=loss))  # type: ignore[arg-type]
+    assert {decision.layer: decision.action for decision in ctx.decisions} == dict.fromkeys(
+        ("one", "two", "three"), "trained"
+    )
+    assert error_of(model) < 0.3 * error_of(Model.from_proto(student))
+
+
+def test_zeros_stay_zero() -> None:
+    student = network(noise=0.2, zeros=0.5)
+    model, _ = recovered(student, SHORT)
+    before, after = (
+        {parameter.name: parameter.value for parameter in parameters(entry)}
+        for entry in (Model.from_proto(student), model)
+    )
+    assert np.array_equal(before["w1"] == 0, after["w1"] == 0)
+    assert not np.array_equal(before["w1"], after["w1"])
+    assert error_of(model) < error_of(Model.from_proto(student))
+
+
+def test_a_network_that_is_the_original_stays_as_it_is() -> None:
+    model, ctx = recovered(network(), Recover(epochs=2, batch=16))
+    assert error_of(model) < 1e-10
+    assert all(decision.action == "skipped" for decision in ctx.decisions)
+
+
+def test_same_seed_same_bytes() -> None:
+    first, second = (recovered(network(0.3), SHORT)[0].serialize() for _ in range(2))
+    assert first == second
+
+
+def test_layers_that_are_named_are_left_alone() -> None:
+    student = network(noise=0.3)
+    model, ctx = recovered(student, Recover(epochs=3, batch=16, freeze=("one",)))
+    values = {parameter.name: parameter.value for parameter in parameters(model)}
+    assert np.array_equal(values["w1"], numpy_helper.to_array(student.graph.initializer[0]))
+    assert next(decision for decision in ctx.decisions if decision.layer == "one").action == "skipped"
+
+
+def test_labels_are_learnt() -> None:
+    data = samples()
+    labels = np.concatenate(
+        [
+            ort.InferenceSession(network().SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+            for feeds in data.feeds()
+        ]
+    ).argmax(axis=1)
+    x = np.concatenate([feeds["x"] for feeds in data.feeds()])
+    labelled = Dataset.from_arrays({"x": x}, labels, Model.from_proto(network()))
+    student = network(noise=0.5)
+    _, ctx = recovered(student, Recover(epochs=10, batch=16, loss="ce"), labelled)
+    assert all(decision.action == "trained" for decision in ctx.decisions)
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "state.npz"
+    whole, _ = recovered(network(0.3), SHORT)
+    options = SHORT.model_copy(update={"checkpoint": str(file)})
+
+    class Interrupted(Exception):  # noqa: N818
+        pass
+
+    def interrupting(items: Any, description: str, total: int | None = None) -> Any:  # noqa: ARG001
+        for index, item in enumerate(items):
+            if index == 60:
+                raise Interrupted
+            yield item
+
+    model = Model.from_proto(network(0.3))
+    ctx = Context(
+        target=Target.host(),
+        data=samples(),
+        original=Model.from_proto(network()),
+        scope="recover",
+        progress=interrupting,
+    )
+    with pytest.raises(Interrupted):
+        options.run(model, ctx)
+    assert file.is_file()
+    again, _ = recovered(network(0.3), options)
+    assert again.serialize() == whole.serialize()
+    assert not file.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.npz"
+    np.savez(file, identity=np.array("another"))
+    with pytest.raises(PassError, match="another model"):
+        recovered(network(0.3), SHORT.model_copy(update={"checkpoint": str(file)}))
+    file.write_bytes(b"no archive")
+    with pytest.raises(PassError, match="is no checkpoint"):
+        recovered(network(0.3), SHORT.model_copy(update={"checkpoint": str(file)}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"freeze": ("zzz",)}, "names 'zzz'"), ({"loss": "ce"}, "needs labels")],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PassError, match=message):
+        recovered(network(0.3), Recover(**options))
+
+
+def test_options_out_of_range() -> None:
+    with pytest.raises(UsageError, match="lr=0"):
+        Recover.with_options({"lr": 0})
+
+
+def test_it_needs_data(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(network(), path)
+    result = compress(path, "recover")
+    assert "needs calibration data" in str(result.report.passes[-1].verification.error)
+
+
+def test_the_traced_form_gives_the_same_gradients() -> None:
+    model = Model.from_proto(network(0.3))
+    found = parameters(model)
+    values = {parameter.name: np.array(parameter.value) for parameter in found}
+    gradients = Gradients(model, list(values), [Term("y", "mse")])
+    x = np.random.default_rng(5).standard_normal((8, 3, 8, 8)).astype(np.float32)
+    y = np.random.default_rng(6).standard_normal((8, 5)).astype(np.float32)
+    compiled = gradients._for({"x": x})
+    assert compiled._fast is not None
+    fast = gradients.step(values, {"x": x}, {"y": y})
+    assert compiled._fast is not None  # it was compared with the plain form, and kept
+    compiled._fast = None
+    plain = gradients.step(values, {"x": x}, {"y": y})
+    assert fast.loss == pytest.approx(plain.loss, rel=1e-5)
+    for name, expected in plain.gradients.items():
+        np.testing.assert_allclose(fast.gradients[name], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_weight_that_is_computed_with_is_not_traced() -> None:
+    """ONNX Runtime folds the product of the weight, and the labels are gone."""
+    nodes = [
+        helper.make_node("Mul", ["w", "two"], ["v"]),
+        helper.make_node("Conv", ["x", "v"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", 1, 3, 4, 4), value("w", 8, 3, 1, 1)],
+        [value("y", 1, 8, 4, 4)],
+        [numpy_helper.from_array(np.array(2, np.float32), "two")],
+    )
+    options, plain = ort.SessionOptions(), ort.SessionOptions()
+    assert trace(model_of(graph, opset=13, ir_version=8), {"w": (8, 3, 1, 1)}, options, plain) is None
+
+
+def test_adam_takes_its_first_step_by_the_rate() -> None:
+    values = {"w": np.zeros(3, np.float32)}
+    optimizer = Optimizer("adam", values, {"w": np.array([True, True, False])})
+    optimizer.step({"w": np.array([5.0, -0.01, 1.0], np.float32)}, 0.1)
+    np.testing.assert_allclose(values["w"], [-0.1, 0.1, 0.0], rtol=1e-5)
+
+
+def test_sgd_follows_nesterov() -> None:
+    values = {"w": np.zeros(1, np.float32)}
+    optimizer = Optimizer("sgd", values, {})
+    for _ in range(2):
+        optimizer.step({"w": np.ones(1, np.float32)}, 0.1)
+    # v1 = 1, v2 = 1.9; steps are g + 0.9 v
+    np.testing.assert_allclose(values["w"], [-0.1 * (1.9 + 1 + 0.9 * 1.9)], rtol=1e-6)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    rates = [cosine(step / 100) for step in range(101)]
+    assert rates[0] == 0
+    assert max(rates) == rates[5] == 1
+    assert rates[100] == pytest.approx(0)
+
+
+def test_long_gradients_are_cut() -> None:
+    cut, norm = clipped({"a": np.array([3.0, 4.0], np.float32)}, 1.0)
+    assert norm == 5
+    np.testing.assert_allclose(cut["a"], [0.6, 0.8])
+
+
+def test_a_codebook_is_trained_and_its_zero_stays() -> None:
+    codes = np.random.default_rng(7).integers(0, 4, (6, 4))
+    book = np.array([-1.0, 0.0, 0.5, 1.0], np.float32)
+    nodes = [
+        helper.make_node("Gather", ["book", "codes"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"], "layer"),
+    ]
+    held = [numpy_helper.from_array(book, "book"), numpy_helper.from_array(codes, "codes")]
+    graph = helper.make_graph(nodes, "g", [value("x", 3, 6)], [value("y", 3, 4)], held)
+    model = Model.from_proto(model_of(graph, opset=16, ir_version=8))
+    (parameter,) = parameters(model)
+    assert parameter.name == "book"
+    assert parameter.kept is not None
+    assert parameter.kept.tolist() == [True, False, True, True]
+    x = np.random.default_rng(8).standard_normal((3, 6)).astype(np.float32)
+    target = np.zeros((3, 4), np.float32)
+    found = Gradients(model, ["book"], [Term("y", "mse")]).step({"book": book}, {"x": x}, {"y": target})
+    by_weight = x.T @ (2 * (x @ book[codes]) / 12)
+    expected = [by_weight[codes == code].sum() for code in range(4)]
+    np.testing.assert_allclose(found.gradients["book"], expected, rtol=1e-4)
