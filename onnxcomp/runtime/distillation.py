@@ -24,7 +24,7 @@ _OFTEN = 3.0  # norms of the gradient over the usual one are cut down to so much
 _REMEMBERED = 64
 _WORSE = 1.5  # a held-out loss this much over the first one: the rate is too high
 _SLOWER = 0.3
-_NOISE = 1e-8  # of a loss: differences below it are rounding
+_NOISE = 1e-7  # of a loss: differences below it are rounding
 
 
 @dataclass(frozen=True)
