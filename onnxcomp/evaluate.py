@@ -18,6 +18,7 @@ from onnxcomp.runtime import session as runtime
 from onnxcomp.sources import load_function
 
 __all__ = [
+    "LOUDEST",
     "Evaluation",
     "Evaluator",
     "Fidelity",
@@ -87,6 +88,10 @@ class Metric:
     perfect: float = math.nan
     higher_is_better: bool = True
     needs_labels: bool = False
+
+
+LOUDEST = 1e6
+"""Noise that counts for outputs that are infinite or NaN, where it is compared or summed."""
 
 
 def noise(reference: Iterable[Outputs], candidate: Iterable[Outputs]) -> float:

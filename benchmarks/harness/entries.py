@@ -62,8 +62,7 @@ class Entry:
             files = [str(model.path), str(model.data), str(output)]
             return [sys.executable, "-m", "harness.peers", self.name, *files, *limited]
         # Evaluated on other samples, so that all of the file is there to calibrate on, as it is for the peers.
-        samples = (("--data", model.data), ("--test-data", model.test))
-        data = [str(part) for pair in samples for part in pair] if self.calibrated else []
+        data = ["--data", str(model.data), "--test-data", str(model.test)] if self.calibrated else []
         made = ["-p", self.pipeline, *data, "-o", str(output), "--report", str(report_of(output))]
         return [onnxcomp_program(), str(model.path), *made]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx
 from onnxcomp.gradient.objective import Term
 from onnxcomp.gradient.rules import NotDifferentiableError, rule_of
 from onnxcomp.gradient.tape import Operation, Tape
+from onnxcomp.storage.messages import drop_unneeded_nodes
 
 __all__ = ["Derivative", "differentiate"]
 
@@ -102,7 +103,7 @@ class _Backward:
         tape = Tape(model.graph, _opset(model))
         grads, loss, targets = self._start(tape)
         if trained:
-            self._walk(tape, grads, {tensor.name: tensor for tensor in graph.initializer}, set(trained))
+            self._walk(tape, grads, set(trained))
         gradients = {name: _sum(tape, grads[name]) for name in trained if grads[name]}
         _finish(model, loss, gradients, trained, self.shapes, [term.tensor for term in self.terms])
         for name, target in targets.items():
@@ -176,10 +177,9 @@ class _Backward:
         self,
         tape: Tape,
         grads: dict[str, list[str]],
-        initializers: Mapping[str, onnx.TensorProto],
         trained: set[str],
     ) -> None:
-        constants = _Constants(self.forward.graph, initializers, trained)
+        constants = _Constants(self.forward.graph, trained)
         for index in reversed(range(len(self.forward.graph.node))):
             node = self.forward.graph.node[index]
             wanted = frozenset(
@@ -209,8 +209,8 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 class _Constants(Mapping[str, Array]):
     """Values of initializers and Constant nodes that are not trained, read when they are asked for."""
 
-    def __init__(self, graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto], trained: set[str]) -> None:
-        self._held = {name: tensor for name, tensor in initializers.items() if name not in trained}
+    def __init__(self, graph: onnx.GraphProto, trained: set[str]) -> None:
+        self._held = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in trained}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self._held[node.output[0]] = node.attribute[0].t
@@ -218,7 +218,7 @@ class _Constants(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         return np.asarray(onnx.numpy_helper.to_array(self._held[name]))
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._held)
 
     def __len__(self) -> int:
@@ -261,34 +261,11 @@ def _finish(
             graph.output.append(onnx.helper.make_tensor_value_info(gradients[name], _FLOAT, shapes[name]))
     for name in dict.fromkeys(watched):
         graph.output.append(onnx.helper.make_tensor_value_info(name, _FLOAT, shapes[name]))
-    values = {name: shapes[name] for name in trained}
-    kept = [tensor for tensor in graph.initializer if tensor.name not in values]
     declared = {value.name for value in graph.input}
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    for name, shape in values.items():
+    for name in trained:
         if name not in declared:
-            graph.input.append(onnx.helper.make_tensor_value_info(name, _FLOAT, shape))
-    _drop_unread(graph)
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(_reads(node))
-            kept.append(node)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
-    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in initializers]
-    del graph.initializer[:]
-    graph.initializer.extend(copies)
-
-
-def _reads(node: onnx.NodeProto) -> Iterable[str]:
-    from onnxcomp.runtime.session import reads_of
-
-    return reads_of(node)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, _FLOAT, shapes[name]))
+    kept = drop_unneeded_nodes(graph).difference(trained)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in kept:
+            del graph.initializer[index]

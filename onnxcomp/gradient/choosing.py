@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from onnxcomp.gradient.linear import placed
 from onnxcomp.gradient.rules import NotDifferentiableError, register
 from onnxcomp.gradient.tape import Operation, Tape
 
 __all__: list[str] = []
 
-_OFF_ON = np.array([0.0, 1.0], dtype=np.float32)
 # From this operator set on, ScatterElements can add. ONNX Runtime does so in the order of the updates; its ScatterND
 # adds from several threads at once, with another result each time.
 _ADDS = 16
@@ -42,8 +39,7 @@ def _add_rows(tape: Tape, rows: str, indices: str, count: int, extent: int, widt
     if tape.opset >= _ADDS:
         spread = tape.broadcast(tape.reshape(indices, [count, 1]), (count, width))
         return tape.emit("ScatterElements", tape.zeros((extent, width)), spread, rows, axis=0, reduction="add")
-    one_hot = tape.emit("OneHot", tape.reshape(indices, [count]), tape.ints([extent]), tape.constant(_OFF_ON), axis=0)
-    return tape.emit("MatMul", one_hot, rows)
+    return tape.emit("MatMul", tape.one_hot(tape.reshape(indices, [count]), extent, axis=0), rows)
 
 
 @register("GatherElements")

@@ -17,7 +17,7 @@ import onnx
 from onnxcomp.gradient.rules import register
 from onnxcomp.gradient.tape import Operation, Tape
 
-__all__ = ["Geometry", "padding"]
+__all__ = ["Geometry", "padding", "spans"]
 
 Shape = tuple[int, ...]
 
@@ -55,8 +55,7 @@ class Geometry:
         kernel = tuple(w[2:])
         strides = tuple(operation.attr("strides", [1] * rank))
         dilations = tuple(operation.attr("dilations", [1] * rank))
-        spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        before, after = padding(operation, spans, strides, x, y)
+        before, after = padding(operation, spans(kernel, dilations), strides, x, y)
         groups = int(operation.attr("group", 1))
         return cls(x, w, y, groups, kernel, strides, dilations, before, after)
 
@@ -68,7 +67,7 @@ class Geometry:
     @property
     def spans(self) -> Shape:
         """Extent of the dilated kernel."""
-        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+        return spans(self.kernel, self.dilations)
 
     @property
     def depthwise(self) -> bool:
@@ -113,19 +112,24 @@ class Geometry:
         return list(itertools.product(*(range(k) for k in self.kernel)))
 
 
+def spans(kernel: Sequence[int], dilations: Sequence[int]) -> Shape:
+    """Extents of a dilated kernel."""
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+
+
 def padding(
-    operation: Operation, spans: Sequence[int], strides: Sequence[int], x: Shape, y: Shape
+    operation: Operation, extents: Sequence[int], strides: Sequence[int], x: Shape, y: Shape
 ) -> tuple[Shape, Shape]:
     """Of windows of these extents that go from x to y, before and after; what ``auto_pad`` leaves open, shapes tell."""
-    rank = len(spans)
+    rank = len(extents)
     auto = operation.attr("auto_pad", "NOTSET")
     if auto == "VALID":
         return (0,) * rank, (0,) * rank
     if auto == "NOTSET" and operation.attr("output_shape") is None:
         pads = operation.attr("pads", [0] * (2 * rank))
         return tuple(pads[:rank]), tuple(pads[rank:])
-    extents = zip(y[2:], strides, spans, x[2:], strict=True)
-    totals = [max((out - 1) * stride + span - dim, 0) for out, stride, span, dim in extents]
+    axes = zip(y[2:], strides, extents, x[2:], strict=True)
+    totals = [max((out - 1) * stride + span - dim, 0) for out, stride, span, dim in axes]
     smaller_first = auto == "SAME_UPPER"
     before = tuple(total // 2 if smaller_first else total - total // 2 for total in totals)
     return before, tuple(total - first for total, first in zip(totals, before, strict=True))
@@ -259,7 +263,7 @@ def _depthwise(tape: Tape, geometry: Geometry, x: str, grad: str) -> str:
     There is no matrix product in it, and products of whole tensors would pass through memory for each place; so a scan
     takes a few channels at a time, which stay in the cache.
     """
-    batch, channels, rank = geometry.x[0], geometry.w[0], geometry.rank
+    batch, channels = geometry.x[0], geometry.w[0]
     padded = tape.pad(x, [0, 0, *geometry.before], [0, 0, *geometry.after])
     extent = [dim + b + a for dim, b, a in zip(geometry.x[2:], geometry.before, geometry.after, strict=True)]
     planes = batch * channels
@@ -272,7 +276,6 @@ def _depthwise(tape: Tape, geometry: Geometry, x: str, grad: str) -> str:
     body = _depthwise_body(geometry, together, extent, tape.name("step"))
     scanned = tape.emit("Scan", *inputs, body=body, num_scan_inputs=2)  # (steps, together, places)
     sums = tape.reduce_sum(tape.reshape(scanned, [batch, channels, math.prod(geometry.kernel)]), [0], keepdims=False)
-    assert rank == len(extent)
     return tape.reshape(sums, geometry.w)
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import onnx
 
 from onnxcomp.gradient.tape import Tape
@@ -16,7 +15,6 @@ __all__ = ["Kind", "Term"]
 Kind = Literal["kl", "bernoulli", "mse", "ce"]
 Shape = tuple[int, ...]
 _TINY = 1e-12
-_OFF_ON = np.array([0.0, 1.0], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ class Term:
             return self._bernoulli(tape, shape, target)
         axis = self.axis % len(shape)
         if self.kind == "ce":
-            depth = tape.ints([shape[axis]])
-            values = tape.constant(_OFF_ON)
-            target = tape.emit("OneHot", target, depth, values, axis=axis)
+            target = tape.one_hot(target, shape[axis], axis)
         return self._softmax(tape, shape, target, axis)
 
     def _softmax(self, tape: Tape, shape: Shape, target: str, axis: int) -> tuple[str, str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcomp.gradient.convolution import padding
+from onnxcomp.gradient.convolution import padding, spans
 from onnxcomp.gradient.linear import along
 from onnxcomp.gradient.rules import register
-from onnxcomp.gradient.tape import Operation, Tape
+from onnxcomp.gradient.tape import Operation, Shape, Tape
 
 __all__: list[str] = []
 
@@ -25,20 +25,20 @@ def global_average_pool(tape: Tape, operation: Operation, grad: str) -> list[str
     return [tape.broadcast(tape.scaled(grad, 1 / math.prod(shape[2:])), shape)]
 
 
-def _windows(operation: Operation) -> tuple[list[int], list[int], list[int], list[int]]:
+def _windows(operation: Operation) -> tuple[list[int], list[int], list[int], Shape]:
     """Kernel, strides, dilations, and the extents of dilated kernels."""
     kernel = operation.attr("kernel_shape")
     strides = operation.attr("strides", [1] * len(kernel))
     dilations = operation.attr("dilations", [1] * len(kernel))
-    return kernel, strides, dilations, [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    return kernel, strides, dilations, spans(kernel, dilations)
 
 
 @register("AveragePool")
 def average_pool(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
     """It is linear, and a product of maps along single axes; so is its transpose."""
-    kernel, strides, dilations, spans = _windows(operation)
+    kernel, strides, dilations, extents = _windows(operation)
     x, shape = operation.shape(), operation.out_shape()
-    before, after = padding(operation, spans, strides, x, shape)
+    before, after = padding(operation, extents, strides, x, shape)
     for index, k in enumerate(kernel):
         axis = index + 2
         places = np.arange(shape[axis])[:, None] * strides[index] + np.arange(k) * dilations[index] - before[index]
@@ -64,12 +64,12 @@ def max_pool(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
     Windows that overlap may have the same; those some windows apart do not overlap, so that MaxUnpool takes them at
     once, and the sum over such sets of windows is the gradient.
     """
-    _, strides, _, spans = _windows(operation)
+    _, strides, _, extents = _windows(operation)
     kept = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
     attributes = {name: operation.attr(name) for name in kept if operation.attr(name) is not None}
     _, places = tape.emit_many("MaxPool", [operation.input()], 2, **attributes)
     outs = operation.out_shape()[2:]
-    apart = [min(math.ceil(span / stride), out) for span, stride, out in zip(spans, strides, outs, strict=True)]
+    apart = [min(math.ceil(span / stride), out) for span, stride, out in zip(extents, strides, outs, strict=True)]
     parts = []
     for first in itertools.product(*(range(step) for step in apart)):
         chosen = [_every(tape, tensor, first, outs, apart) for tensor in (grad, places)]

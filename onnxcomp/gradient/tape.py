@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ __all__ = ["Operation", "Tape"]
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
+
+_OFF_ON = np.array([0.0, 1.0], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,10 @@ class Tape:
         both = [part for part in (above, below) if part is not None]
         return self.mask(both[0] if len(both) == 1 else self.emit("And", *both))
 
+    def one_hot(self, indices: str, count: int, axis: int) -> str:
+        """1.0 where an index counts to along a new axis, else 0.0."""
+        return self.emit("OneHot", indices, self.ints([count]), self.constant(_OFF_ON), axis=axis)
+
     def zeros(self, shape: Shape) -> str:
         """A tensor of zeros."""
         return self.emit("Expand", self.number(0.0), self.ints(shape))
@@ -201,8 +206,6 @@ class Tape:
             return grad
         lead = len(source) - len(target)
         axes = [axis for axis, dim in enumerate(source) if axis < lead or (target[axis - lead] == 1 and dim != 1)]
-        if math.prod(target) == 1 and math.prod(source) != 1:
-            axes = list(range(len(source)))
         reduced = self.reduce_sum(grad, axes)
         return reduced if lead == 0 else self.reshape(reduced, target)
 

@@ -88,13 +88,13 @@ class Blocks:
 
     def kept(self, scores: Array) -> Array:
         rows, columns = self.outputs, self.channels * self.kernel
-        _, outputs, inputs = scores.shape
+        groups, outputs, inputs = scores.shape
+        tall, wide = -(-outputs // rows), -(-inputs // columns)
         edges = [(0, 0), (0, -outputs % rows), (0, -inputs % columns)]
 
         def summed(values: Array) -> Array:
-            groups, tall, wide = np.pad(values, edges).shape
-            split = np.pad(values, edges).reshape(groups, tall // rows, rows, wide // columns, columns)
-            total: Array = split.sum(axis=(2, 4))
+            padded = np.pad(values, edges)
+            total: Array = padded.reshape(groups, tall, rows, wide, columns).sum(axis=(2, 4))
             return total
 
         # Blocks at the edges hold fewer weights: the cheapest for each weight go, until so many weights are gone.
@@ -102,7 +102,6 @@ class Blocks:
         order = np.argsort(summed(scores).reshape(-1) / sizes, kind="stable")
         gone = np.zeros(len(sizes), bool)
         gone[order[np.cumsum(sizes[order]) <= self.share * scores.size + 0.5 * sizes[order]]] = True
-        groups, tall, wide = scores.shape[0], -(-outputs // rows), -(-inputs // columns)
         chosen = ~gone.reshape(groups, tall, wide)
         kept: Array = chosen.repeat(rows, axis=1).repeat(columns, axis=2)[:, :outputs, :inputs]
         return kept

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.data import Dataset
+from onnxcomp.evaluate import LOUDEST, outputs
 from onnxcomp.evaluate import noise as noise_of
-from onnxcomp.evaluate import outputs
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.importance import Removal, made_of_zeros, readers
@@ -28,7 +28,6 @@ Array = np.ndarray[Any, Any]
 
 MAX_BYTES = 256 * 2**20  # of covariances that are held at once
 NOTHING = 1e-7  # relative losses below this are rounding errors
-LOUDEST = 1e6  # noise of outputs that are infinite or NaN
 MEASURED_AT = (0.1, 0.4, 1.0)  # of the units that may go: there the noise of the outputs is measured
 
 

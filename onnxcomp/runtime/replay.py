@@ -13,8 +13,9 @@ from onnxcomp.data import Dataset
 from onnxcomp.linalg.ranges import Grid
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
-from onnxcomp.runtime.session import create, reads_of, run, with_outputs
+from onnxcomp.runtime.session import create, run, with_outputs
 from onnxcomp.runtime.values import is_float
+from onnxcomp.storage.messages import reads_of
 from onnxcomp.storage.skeleton import Skeleton
 
 __all__ = ["Best", "best_grids", "rounded"]

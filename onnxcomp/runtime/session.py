@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ import onnxruntime as ort
 from onnxcomp.errors import SessionError
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime.values import run_session
+from onnxcomp.storage.messages import drop_unneeded_nodes
 from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import Skeleton
 
-__all__ = ["Feeds", "Loadable", "all_cores", "create", "open_session", "reads_of", "reason", "run", "with_outputs"]
+__all__ = ["Feeds", "Loadable", "all_cores", "create", "open_session", "reason", "run", "with_outputs"]
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -127,23 +128,8 @@ def with_outputs(model: Skeleton, names: Iterable[str]) -> Skeleton:
     kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
     del graph.output[:]
     graph.output.extend(kept)
-    needed = {value.name for value in kept}
-    for index in reversed(range(len(graph.node))):  # nodes are sorted, so their readers have been seen
-        if needed.intersection(graph.node[index].output):
-            needed.update(reads_of(graph.node[index]))
-        else:
-            del graph.node[index]
+    drop_unneeded_nodes(graph)
     return Skeleton(changed, model.payloads)
-
-
-def reads_of(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the tensors that a node and its bodies read; some may be the bodies' own."""
-    yield from node.input
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            yield from (output.name for output in body.output)
-            for nested in body.node:
-                yield from reads_of(nested)
 
 
 def all_cores() -> int:

@@ -146,13 +146,13 @@ class SpeedBudget:
         prices = prices or operations(found.model, found.shapes)
         self._whole = self._whole or prices.total
         bill = GroupCost(prices, found.groups, found.counts)
-        losses = _losses(found, removals)
+        losses, lean = _losses(found, removals), _without_negligible(found.model)
         low, high = 0.0, 1.0  # the share of the time that has to go
         best: tuple[float, list[int]] | None = None
         share = min(0.9, 1.0 - 1.0 / wanted)
         for _ in range(TRIALS):
             steps = allocate(losses, bill, (1.0 - share) * prices.total)
-            speed = self._speed(found, removals, steps, bill)
+            speed = self._speed(lean, found, removals, steps, bill)
             if speed >= wanted:
                 best, high = (speed, steps), share
             else:
@@ -160,7 +160,7 @@ class SpeedBudget:
             share = (low + high) / 2
         if best is None:
             steps = allocate(losses, bill, 0.0)
-            best = self._speed(found, removals, steps, bill), steps
+            best = self._speed(lean, found, removals, steps, bill), steps
         self._reached = best[0]
         missed = max(0.0, 1.0 - best[0] / wanted)
         needed = prices.total - bill.total(best[1])
@@ -168,14 +168,15 @@ class SpeedBudget:
             needed = max(needed, prices.total - self._whole / wanted)
         return _plan(found, removals, bill, best[1], prices, needed, missed)
 
-    def _speed(self, found: Candidates, removals: Sequence[Removal], steps: Sequence[int], bill: GroupCost) -> float:
-        """Of the model after these steps, against the original."""
-        trial = found.model.copy()
+    def _speed(
+        self, lean: Model, found: Candidates, removals: Sequence[Removal], steps: Sequence[int], bill: GroupCost
+    ) -> float:
+        """Of a model after these steps, against the original."""
+        trial = lean.copy()
         again = found.again(trial)
         for group, units in zip(again.groups, units_gone(found, removals, steps), strict=True):
             if len(units):
                 select(group, np.setdiff1d(np.arange(group.size), units))
-        _drop_negligible(trial)
         timed = self.timings.compare("channels removed", self.first, trial, self.feeds, self.threads, SECONDS)
         return timed.ratio if timed is not None else self._whole / max(bill.total(steps), 1e-12)
 
@@ -189,15 +190,17 @@ class SpeedBudget:
         )
 
 
-def _drop_negligible(model: Model) -> None:
-    """As fitting the layers will do: multiplying with subnormal numbers can take longer than all the rest."""
-    for layer in weighted_layers(model):
+def _without_negligible(model: Model) -> Model:
+    """A copy as fitting will leave it: to multiply with subnormal numbers can take longer than all the rest."""
+    lean = model.copy()
+    for layer in weighted_layers(lean):
         if layer.quantized or layer.shared:
             continue
         array = layer.array()
         tiny = (array != 0) & (np.abs(array) < NEGLIGIBLE)
         if tiny.any():
             layer.set_array(np.where(tiny, 0, array))
+    return lean
 
 
 def _plan(

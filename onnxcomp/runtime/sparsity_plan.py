@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxcomp.data import Dataset
-from onnxcomp.evaluate import noise, outputs
+from onnxcomp.evaluate import LOUDEST, noise, outputs
 from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.layers import WeightedLayer
@@ -41,7 +41,6 @@ _ITERATIONS, _GROWTH, _STEPS = 20, 1.3, 10  # a curve needs no more
 _POINTS = 401
 _MAX_BYTES = 256 * 2**20  # of moments that are held at once
 _LEAST_LOSS = 1e-9
-_LOUDEST = 1e6  # error of outputs that are infinite or NaN
 
 
 def plan_shares(
@@ -133,7 +132,7 @@ def _error_alone(
         error = noise(reference, outputs(model, probe))
     finally:
         state.restore()
-    return 0.0 if math.isnan(error) else min(error, _LOUDEST)
+    return 0.0 if math.isnan(error) else min(error, LOUDEST)
 
 
 def _divided(

@@ -9,7 +9,8 @@ import onnx
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-__all__ = ["clear_undecodable", "copied", "copy_fields", "lay_over", "name_of", "proto_graphs", "shell"]
+__all__ = ["clear_undecodable", "copied", "copy_fields", "drop_unneeded_nodes", "lay_over", "name_of", "proto_graphs"]
+__all__ += ["reads_of", "shell"]
 
 M = TypeVar("M", bound=Message)
 
@@ -102,3 +103,24 @@ def proto_graphs(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.G
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH and not attribute.ref_attr_name:
                 yield from proto_graphs(attribute.g)
+
+
+def reads_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the tensors that a node and its bodies read; some may be the bodies' own."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (output.name for output in body.output)
+            for nested in body.node:
+                yield from reads_of(nested)
+
+
+def drop_unneeded_nodes(graph: onnx.GraphProto) -> set[str]:
+    """Remove nodes that no output of the graph needs; returns the names of all tensors that are needed."""
+    needed = {value.name for value in graph.output}
+    for index in reversed(range(len(graph.node))):  # nodes are sorted, so their readers have been seen
+        if needed.intersection(graph.node[index].output):
+            needed.update(reads_of(graph.node[index]))
+        else:
+            del graph.node[index]
+    return needed
