@@ -14,11 +14,11 @@ from pydantic import Field
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
-from onnxcomp.graph.constants import assign
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
-from onnxcomp.graph.opset import upgrade_opset
-from onnxcomp.graph.parameters import Parameter, parameters
+from onnxcomp.graph.parameters import Parameter
+from onnxcomp.graph.trainable import Trainable, name_of_weight
 from onnxcomp.linalg.optimizers import OptimizerName
+from onnxcomp.linalg.variables import Variables
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage
 from onnxcomp.runtime.checkpoint import Checkpoint
@@ -33,7 +33,6 @@ __all__ = ["Recover"]
 
 Array = np.ndarray[Any, Any]
 
-OPSET = 13  # what the rules of differentiation write
 _HELD_OUT = 0.1
 _MOST_HELD_OUT = 1024
 _MEMORY = 4e9  # bytes of samples of a function
@@ -52,7 +51,9 @@ class Recover(Pass):
     2. Mini-batches in random order, Adam, a learning rate that rises and falls once. A tenth of the samples, at most
        1,024, are held out; the weights that are best on those are kept, and where none are better, nothing changes.
     3. What earlier passes made stays: zeros of sparse weights are zero, channels that are gone are gone, factors and
-       codebooks are trained as they are.
+       codebooks are trained as they are. Weights in codes stay on their grids: behind each code stands a real number,
+       which the gradient moves as if it were not rounded, and scales are trained too (learned step sizes, Esser et al.
+       2020, arXiv:1902.08153).
 
     Weights and biases of Conv, ConvTranspose, Gemm and MatMul are trained, and what normalizations scale and shift by.
     A layer behind an operator without a derivative stays as it is, with that reason; so do tables, recurrent layers,
@@ -96,27 +97,17 @@ class Recover(Pass):
             raise PassError("recover needs the original model to learn from; run it through compress or the command")
         if self.loss == "ce" and data.labels is None:
             raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
-        student = model.copy()
-        upgrade_opset(student, OPSET)
-        found = self._trained(student)
-        work = _Work.of(student, ctx.original, data, self.loss, [parameter.name for parameter in found])
+        trainable = Trainable.of(model, self.freeze)
+        work = _Work.of(trainable, ctx.original, data, self.loss)
         frozen = work.gradients.frozen(work.probe)
-        moving = [parameter for parameter in found if parameter.name not in frozen]
+        moving = [parameter for parameter in trainable.parameters if parameter.name not in frozen]
         if moving:
             outcome = self._train(work, moving, ctx)
-            _apply(model, moving, outcome)
+            if outcome.after < outcome.before:
+                trainable.write(model, outcome.values)
             _log(ctx, layers, moving, frozen, outcome)
         else:
             _log(ctx, layers, [], frozen, None)
-
-    def _trained(self, student: Model) -> list[Parameter]:
-        left = {
-            id(tensor)
-            for layer in weighted_layers(student)
-            if layer.name in self.freeze
-            for tensor in (layer.weight, layer.bias)
-        }
-        return [parameter for parameter in parameters(student) if id(parameter.tensor) not in left]
 
     def _train(self, work: _Work, moving: Sequence[Parameter], ctx: Context) -> Outcome:
         training, held_out = work.split
@@ -134,7 +125,7 @@ class Recover(Pass):
             checkpoint = Checkpoint(Path(self.checkpoint), work.identity([str(self), str(ctx.seed)]))
         return train(
             work.gradients,
-            {parameter.name: parameter.value for parameter in moving},
+            work.variables(moving),
             {parameter.name: parameter.kept for parameter in moving if parameter.kept is not None},
             work.targets,
             (training, held_out),
@@ -147,8 +138,10 @@ class Recover(Pass):
 class _Work:
     """Student, teacher and samples, ready to train on."""
 
-    def __init__(self, student: Model, data: Dataset, gradients: Gradients, targets: Targets, probe: Any) -> None:
-        self._student = student
+    def __init__(
+        self, trainable: Trainable, data: Dataset, gradients: Gradients, targets: Targets, probe: Any
+    ) -> None:
+        self._trainable = trainable
         self._data = data
         self.gradients = gradients
         self.targets = targets
@@ -162,20 +155,25 @@ class _Work:
         )
 
     @classmethod
-    def of(cls, student: Model, original: Model, data: Dataset, loss: LossName, names: Sequence[str]) -> _Work:
-        probe = data.sample()
+    def of(cls, trainable: Trainable, original: Model, data: Dataset, loss: LossName) -> _Work:
+        probe, student = data.sample(), trainable.student
         shapes = observed(student, probe)
         found = heads(student, shapes, loss)
         labels = data.labels if found[0].kind == "ce" else None
         variances = _variances(original, data, found)
         terms = [head.term(1 / len(found), variances[head.output]) for head in found]
-        gradients = Gradients(student, names, terms)
-        return cls(student, data, gradients, Targets(original, data, found, labels), probe)
+        gradients = Gradients(student, [parameter.name for parameter in trainable.parameters], terms)
+        return cls(trainable, data, gradients, Targets(original, data, found, labels), probe)
+
+    def variables(self, moving: Sequence[Parameter]) -> Variables:
+        """Of which these parameters are made."""
+        values = {parameter.name: parameter.value for parameter in moving}
+        return Variables(values, {name: grid for name, grid in self._trainable.grids.items() if name in values})
 
     def identity(self, options: Sequence[str]) -> str:
         """A digest of all that the training depends on."""
         digest = hashlib.sha256("\0".join(options).encode())
-        digest.update(self._student.serialize())
+        digest.update(self._trainable.student.serialize())
         digest.update(self._data.describe()["sha256"].encode())
         return digest.hexdigest()
 
@@ -192,13 +190,6 @@ def _variances(original: Model, data: Dataset, found: Sequence[Head]) -> dict[st
     return {name: total / max(1, count) for name, (total, count) in sums.items()}
 
 
-def _apply(model: Model, moving: Sequence[Parameter], outcome: Outcome) -> None:
-    mine = {parameter.name: parameter.tensor for parameter in parameters(model)}
-    for parameter in moving:
-        if parameter.name in mine and not np.array_equal(outcome.values[parameter.name], parameter.value):
-            assign(mine[parameter.name], outcome.values[parameter.name])
-
-
 def _log(
     ctx: Context,
     layers: Sequence[WeightedLayer],
@@ -209,7 +200,7 @@ def _log(
     """Decide about every layer."""
     names = {parameter.name for parameter in moving}
     for layer in layers:
-        weight = str(layer.weight.name)
+        weight = name_of_weight(layer)
         if outcome is not None and weight in names:
             if outcome.after < outcome.before:
                 told = f"{outcome.before:.3g} to {outcome.after:.3g} in {outcome.steps} steps"

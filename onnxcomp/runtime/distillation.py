@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.linalg.optimizers import Optimizer, OptimizerName, clipped, cosine
+from onnxcomp.linalg.variables import Variables
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.checkpoint import Checkpoint
 from onnxcomp.runtime.gradients import Gradients
@@ -53,7 +54,7 @@ class Outcome:
     """What training came to.
 
     Attributes:
-        values: the parameters with the least held-out loss.
+        values: the variables with the least held-out loss.
         before, after: that loss with the first values and with these.
         steps: that were taken, of ``planned``.
     """
@@ -67,7 +68,7 @@ class Outcome:
 
 def train(
     gradients: Gradients,
-    values: Mapping[str, Array],
+    variables: Variables,
     kept: Mapping[str, Array],
     targets: Targets,
     split: tuple[Sequence[int], Sequence[int]],
@@ -82,8 +83,8 @@ def train(
 
     Args:
         gradients: of the student.
-        values: the parameters as they are, float32.
-        kept: where a parameter may change, by name; everywhere for the others.
+        variables: of which the student's parameters are made.
+        kept: where a variable may change, by name; everywhere for the others.
         targets: what the student is to give.
         split: positions of the units to train on, and of the held-out ones.
         course: how.
@@ -94,7 +95,7 @@ def train(
         SessionError: ONNX Runtime fails on the graph.
         PassError: the checkpoint is of another training.
     """
-    training = _Training(gradients, values, kept, targets, split, course)
+    training = _Training(gradients, variables, kept, targets, split, course)
     if checkpoint is not None and (stored := checkpoint.load()) is not None:
         training.restore(stored)
     else:
@@ -126,12 +127,12 @@ class _Step:
 
 
 class _Training:
-    """The parameters on their way."""
+    """The variables on their way."""
 
     def __init__(
         self,
         gradients: Gradients,
-        values: Mapping[str, Array],
+        variables: Variables,
         kept: Mapping[str, Array],
         targets: Targets,
         split: tuple[Sequence[int], Sequence[int]],
@@ -144,7 +145,8 @@ class _Training:
         self._of_epoch = len(self._training) // self._batch
         self.planned = course.epochs * self._of_epoch
         self._section = math.ceil(self.planned / SECTIONS)
-        self._values = {name: np.array(value, dtype=np.float32) for name, value in values.items()}
+        self._variables = variables
+        self._values = {name: value.copy() for name, value in variables.start.items()}
         self._optimizer = Optimizer(course.optimizer, self._values, kept)
         self._best = {name: value.copy() for name, value in self._values.items()}
         self.before = self.least = math.inf
@@ -160,12 +162,14 @@ class _Training:
     def take(self, index: int) -> None:
         """One step, on a mini-batch."""
         losses, gradients = [], []
+        parameters = self._variables.parameters(self._values)
         for batch in self._targets.batches(self._positions(index)):
-            found = self._gradients.step(self._values, batch.feeds, batch.targets)
+            found = self._gradients.step(parameters, batch.feeds, batch.targets)
             losses.append(found.loss)
             gradients.append(found.gradients)
         self._done = index + 1
-        whole = {name: _mean([part[name] for part in gradients]) for name in gradients[0]}
+        mean = {name: _mean([part[name] for part in gradients]) for name in gradients[0]}
+        whole = self._variables.pull(self._values, mean)
         usual = float(np.median(self._norms)) if self._norms else math.inf
         cut, norm = clipped(whole, _OFTEN * usual)
         if math.isfinite(norm) and np.isfinite(losses).all():
@@ -175,7 +179,8 @@ class _Training:
     def judge(self) -> None:
         """Measure the held-out loss, and keep the values if it is the least so far."""
         batches = (batch for chunk in self._held_out for batch in self._targets.batches(chunk))
-        losses = [self._gradients.loss(self._values, batch.feeds, batch.targets) for batch in batches]
+        parameters = self._variables.parameters(self._values)
+        losses = [self._gradients.loss(parameters, batch.feeds, batch.targets) for batch in batches]
         loss = float(np.mean(losses))
         if not self._done:
             self.before = loss
