@@ -42,6 +42,7 @@ class ZooModel:
         calibration: samples that all tools calibrate on, disjoint from those of the figures.
         decision: what the outputs are taken for, see ``harness.decisions``.
         lengths: of the sequences that it is timed at, where one sample is not all: the first is that of a sample.
+        training: many samples without labels, of ``models/fetch.py --training``; disjoint from those of the figures.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ZooModel:
     calibration: str = "calibration.npz"
     decision: str = "classes"
     lengths: tuple[int, ...] = ()
+    training: str = "training.npz"
 
     @property
     def folder(self) -> Path:
@@ -65,6 +67,11 @@ class ZooModel:
     def data(self) -> Path:
         """The calibration samples."""
         return self.folder / self.calibration
+
+    @property
+    def training_data(self) -> Path:
+        """The samples to train on; only some models have them."""
+        return self.folder / self.training
 
     @property
     def test(self) -> Path:
