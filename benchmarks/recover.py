@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
 from pathlib import Path
 
-import numpy as np
 from harness.bench import Bench, add_limits, models_asked, names_of, started
 from harness.document import write_document
 from harness.entries import RECOVERY
 from harness.recover_results import RecoverResults
 from harness.steps import BATCHES, measure_steps
-from harness.zoo import ZooModel
+from harness.zoo import ZooModel, samples_in
 
 HERE = Path(__file__).resolve().parent
 SUITES = ("steps", "recovery")
@@ -76,14 +74,6 @@ def _measure(
         if model.name in results.recovery:
             results.recovery[model.name].calibration_samples = samples_in(model.training_data)
         results.write(stored)
-
-
-def samples_in(path: Path) -> int:
-    """Of the first array of an .npz, whose values are left unread: this process stays small."""
-    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return int(read(file)[0][0])
 
 
 if __name__ == "__main__":

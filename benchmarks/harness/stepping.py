@@ -166,8 +166,6 @@ def memory(work: Work, tool: str) -> int:
     if tool.startswith("torch"):
         import torch
 
-        import harness.torch_network
-
         torch.set_num_threads(work.threads)
     elif tool == "onnxsim":
         import onnxsim  # noqa: F401

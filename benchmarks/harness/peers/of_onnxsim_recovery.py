@@ -83,8 +83,8 @@ def _distilled(task: Task, original: Any, proto: Any, batch: int, keep_zeros: bo
     with told_seconds():
         start = time.perf_counter()
         while (done := (time.perf_counter() - start) / SECONDS) < 1:
-            chosen = np.sort(random.choice(len(images), batch, replace=False))
-            feeds = {name: np.ascontiguousarray(images[chosen]), TARGET: answers[chosen]}
+            chosen = np.sort(random.choice(images.shape[0], batch, replace=False))
+            feeds = {name: np.asarray(images[chosen]), TARGET: answers[chosen]}
             loop(feeds, lr=RATE * (1 + math.cos(math.pi * done)) / 2)
     found = loop.parameters()
     for tensor in proto.graph.initializer:
@@ -96,8 +96,7 @@ def _distilled(task: Task, original: Any, proto: Any, batch: int, keep_zeros: bo
 
 def _samples(task: Task) -> tuple[str, Any]:
     """Name of the input, and all samples of the file where they lie in it, unread."""
-    from onnxcomp.data import Dataset  # noqa: F401  (the file's reader maps what is not packed)
-    from onnxcomp.sources import read_npz
+    from onnxcomp.arrays import read_npz
 
     columns = read_npz(task.data)
     (name,) = [key for key in columns if key != "labels"]
@@ -110,9 +109,10 @@ def _answers(original: Any, name: str, images: Any) -> Any:
     import onnxruntime as ort
 
     session = ort.InferenceSession(original.SerializeToString(), providers=["CPUExecutionProvider"])
+    count = images.shape[0]
     parts = [
-        session.run(None, {name: np.ascontiguousarray(images[at : at + TEACHER_ROWS])})[0]
-        for at in range(0, len(images), TEACHER_ROWS)
+        session.run(None, {name: np.asarray(images[np.arange(at, min(at + TEACHER_ROWS, count))])})[0]
+        for at in range(0, count, TEACHER_ROWS)
     ]
     logits = np.concatenate(parts)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
