@@ -1,7 +1,8 @@
-"""quant: weights of 8 or 4 bits and activations of 8, in the form that ONNX Runtime runs on integer kernels."""
+"""quant: weights of 8, 4 or 2 bits and activations of 8, in the form that ONNX Runtime runs on integer kernels."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
@@ -46,10 +47,11 @@ _WITHOUT_DATA = (
 # What the pass was seen to take, in runs of the model on one sample: of five networks, right to a factor of two.
 _RUNS_PER_SAMPLE = 8
 _RUNS_FOR_RANGES = 2000
+_LOSS = 0.005  # of the outputs' variance, in 4 bits
 
 
 class Quant(Pass):
-    """Quantize weights to 8 bits (or 4), and activations where ONNX Runtime then runs integer kernels.
+    """Quantize weights to 8 bits (or 4, or 2), and activations where ONNX Runtime then runs integer kernels.
 
     Each weighted layer gets one of these forms:
 
@@ -88,7 +90,8 @@ class Quant(Pass):
     output channel. ONNX Runtime restores them when it loads the model, for the same kernels: an eighth of the
     file, the speed of 8 bits or float. Layers whose share of ``loss`` does not suffice get 8 bits; tables keep
     8. With calibration data the codes are those that change the outputs least (GPTQ), each layer making up for
-    those before it. With ``bits=16`` weights are stored in float16 where it holds them; nothing else changes.
+    those before it. ``bits=2`` does the same with codes of 2 bits, without a limit for what layers lose unless ``loss``
+    sets one: such a model wants to be trained by ``recover``. With ``bits=16`` weights are stored in float16 where it holds them; nothing else changes.
 
     In 8 bits and with calibration data, layers of up to 64 inputs are rounded by GPTQ too, where held-out samples
     confirm a gain: depthwise and first convolutions, whose few rounding errors do not average out.
@@ -120,19 +123,23 @@ class Quant(Pass):
         Field(ge=0, description="dB of the outputs below which layers return to float for little time; 0: only speed"),
     ] = 22.0
     bits: Bits = Field(
-        8, description="of a weight: 8; 4, where the layer bears it; 16: floating-point, stored for the file alone"
+        8, description="of a weight: 8; 4, where the layer bears it; 2, to be trained by recover; 16: floating-point, for the file alone"
     )
     rounding: RoundingChoice = Field(
         "auto",
         description="of weights: to the nearest level, or by GPTQ for the outputs (needs data); "
-        "auto: by GPTQ in 4 bits, and in 8 bits where an output has few inputs",
+        "auto: by GPTQ beneath 8 bits, and in 8 bits where an output has few inputs",
     )
     loss: Annotated[
-        float,
-        Field(ge=0, description="part of the outputs' variance that 4 bits may cost; layers over their share get 8"),
-    ] = 0.005
+        float | None,
+        Field(
+            ge=0,
+            description="part of the outputs' variance that fewer bits may cost; layers over their share get 8; "
+            "by default 0.005 in 4 bits, and no limit in 2",
+        ),
+    ] = None
     block: Annotated[
-        int, Field(ge=0, le=1024, description="neighbouring weights with a factor of their own in 4 bits; 0: none")
+        int, Field(ge=0, le=1024, description="neighbouring weights with a factor of their own beneath 8 bits; 0: none")
     ] = 32
     samples: Annotated[int, Field(ge=1, le=100_000, description="calibration samples to use")] = 128
     keep: tuple[str, ...] = Field((), description="names of layers to leave in float")
@@ -197,9 +204,20 @@ class Quant(Pass):
         runs += bool(on_integers) * _RUNS_PER_SAMPLE * min(len(dataset), self.samples) + searches * _RUNS_FOR_RANGES
         return effort_of_runs(model, dataset, runs) if runs else None
 
+    @property
+    def _most_loss(self) -> float:
+        if self.loss is not None:
+            return self.loss
+        return math.inf if self.bits == 2 else _LOSS
+
+    @property
+    def least_sqnr(self) -> float:
+        """dB below which layers return to float; what codes of 2 bits cost says nothing about integer kernels."""
+        return 0.0 if self.bits == 2 else self.sqnr
+
     def weight_plan(self, model: Model, saturates: bool = False, progress: Progress = silent) -> WeightPlan:
         """How these options have the weights of a model rounded."""
-        return WeightPlan(model, self.bits, self.block, self.rounding, self.loss, saturates, progress)
+        return WeightPlan(model, self.bits, self.block, self.rounding, self._most_loss, saturates, progress)
 
 
 class _Quantization:
@@ -312,8 +330,10 @@ class _Quantization:
         search = IntegerSearch(self.model, self.data, self.calibration, weights, self.ctx.progress)
         fused = search.fused(layers)
         how = search.choose_grids(fused, self.options.ranges) if fused else ""
-        chosen, reasons = search.relieve(fused, self.options.sqnr)
-        chosen, more = search.protect(chosen)
+        chosen, reasons = search.relieve(fused, self.options.least_sqnr)
+        more: dict[str, str] = {}
+        if self.options.bits > 2:
+            chosen, more = search.protect(chosen)
         written = search.build(chosen)
         if chosen and self._is_slower(before):
             search.restore()
@@ -321,7 +341,7 @@ class _Quantization:
         kernels = integer_kernels(self.model, written)
         for layer in chosen:
             bits, remark = written[layer.name].bits, written[layer.name].remark
-            what = "8-bit weights and activations" if bits == 8 else "4-bit weights, 8-bit activations"
+            what = "8-bit weights and activations" if bits == 8 else f"{bits}-bit weights, 8-bit activations"
             self.ctx.act(layer, "quantized", f"{what} ({how}); integer kernel {kernels[layer.name]}{remark}")
         reasons.update(more)
         names = {layer.name for layer in chosen}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnxcomp.linalg.gptq import Levels, damped, descend, gptq, output_error, rescaling
 from onnxcomp.linalg.int8 import can_saturate
 from onnxcomp.linalg.rounding import Precision, divisor, round_for_outputs, round_nearest
-from onnxcomp.linalg.weights import best_steps, grid_4bit
+from onnxcomp.linalg.weights import best_steps, grid_of_few_bits
 
 Array = np.ndarray[Any, Any]
 
@@ -114,18 +114,19 @@ def test_damping_makes_a_singular_matrix_positive_definite() -> None:
         np.linalg.cholesky(damped(matrix[None], 0.0)[0])
 
 
-# -- grids of 4 bits ---------------------------------------------------------------------------------------
+# -- grids of few bits ---------------------------------------------------------------------------------------
 
 
-def test_steps_are_the_best_of_a_fine_search() -> None:
+@pytest.mark.parametrize(("bits", "low", "high"), [(4, -8, 7), (2, -2, 1)])
+def test_steps_are_the_best_of_a_fine_search(bits: int, low: int, high: int) -> None:
     rng = np.random.default_rng(0)
     rows, importance = rng.standard_t(3, (6, 64)), rng.uniform(0.1, 1.0, (6, 64))
-    steps = best_steps(rows, importance, -8, 7)
+    steps = best_steps(rows, importance, bits)
 
     def error(step: Array) -> Array:
-        return ((Levels(step[:, None], -8, 7).nearest(rows) * step[:, None] - rows) ** 2 * importance).sum(axis=1)
+        return ((Levels(step[:, None], low, high).nearest(rows) * step[:, None] - rows) ** 2 * importance).sum(axis=1)
 
-    finest = np.min([error(fraction * np.abs(rows).max(axis=1) / 7) for fraction in np.linspace(0.2, 1.1, 400)], axis=0)
+    finest = np.min([error(fraction * np.abs(rows).max(axis=1) / high) for fraction in np.linspace(0.05, 1.1, 400)], axis=0)
     assert np.all(error(steps) <= 1.1 * finest)
 
 
@@ -134,7 +135,7 @@ def test_steps_are_the_best_of_a_fine_search() -> None:
 def test_blocks_have_factors_that_fit_and_integers_that_fit_8_bits(seed: int, blocks: int, most: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((3, 16 * blocks)) * np.exp(rng.standard_normal((3, 1)))
-    grid = grid_4bit(rows, np.ones(1), 16, most)
+    grid = grid_of_few_bits(rows, np.ones(1), 4, 16, most)
     weights = grid.nearest(rows)
     assert grid.factors is not None
     assert grid.factors.shape == (3, blocks)

@@ -20,7 +20,7 @@ from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.rows import RowLayout
 from onnxcomp.linalg.int8 import can_saturate
 from onnxcomp.linalg.rounding import Precision, round_nearest
-from onnxcomp.linalg.weights import grid_4bit
+from onnxcomp.linalg.weights import grid_of_few_bits
 from onnxcomp.model import Model
 from onnxcomp.passes.quant import Quant
 from onnxcomp.runtime import session
@@ -83,12 +83,15 @@ def sqnr(original: Model, model: Model, data: Dataset) -> float:
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
-    opset=st.sampled_from([13, 21]),
+    bits=st.sampled_from([2, 4]),
+    opset=st.sampled_from([13, 21, 25]),
     outs=st.integers(2, 5),
     ins=st.sampled_from([32, 48, 50, 64]),
     blocked=st.booleans(),
 )
-def test_what_is_stored_in_4_bits_comes_back_exactly(seed: int, opset: int, outs: int, ins: int, blocked: bool) -> None:
+def test_what_is_stored_in_few_bits_comes_back_exactly(
+    seed: int, bits: int, opset: int, outs: int, ins: int, blocked: bool
+) -> None:
     rng = np.random.default_rng(seed)
     model = build(
         "g (float[N, I] x) => (float[N, O] y) { y = MatMul(x, w) }",
@@ -98,7 +101,7 @@ def test_what_is_stored_in_4_bits_comes_back_exactly(seed: int, opset: int, outs
     (layer,) = weighted_layers(model)
     layout = RowLayout.of(layer)
     rows = layout.rows(layer.array().astype(np.float64))
-    weights = grid_4bit(rows, np.ones(1), ins // 2 if blocked else 0).nearest(rows)
+    weights = grid_of_few_bits(rows, np.ones(1), bits, ins // 2 if blocked else 0).nearest(rows)
     writer = FormWriter(model.graph)
     writer.stored(layer, weights)
     writer.finish()

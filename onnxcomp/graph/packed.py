@@ -19,34 +19,35 @@ from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.graph.rows import RowLayout
 from onnxcomp.linalg.weights import QuantizedWeights
 
-__all__ = ["Restorer", "obstacle_to_4_bits"]
+__all__ = ["Restorer", "obstacle_to_few_bits"]
 
 Array = np.ndarray[Any, Any]
 
-_INT4_OPSET = 21  # has types of 4 bits
+_TYPED_OPSETS = {4: 21, 2: 25}  # have types of so many bits
+_TYPES = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
 _PACKED_OPSET = 10  # has Mod
 _FLOAT, _INT8, _INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT32
 
 
-def obstacle_to_4_bits(layer: WeightedLayer, opset: int) -> str:
-    """Why codes of 4 bits cannot be stored for a layer of a graph with this operator set, or nothing."""
+def obstacle_to_few_bits(layer: WeightedLayer, bits: int, opset: int) -> str:
+    """Why codes of 4 bits or 2 cannot be stored for a layer of a graph with this operator set, or nothing."""
     if opset < _PACKED_OPSET:
-        return f"operator set {opset} cannot take two codes out of a byte"
-    if opset < _INT4_OPSET and int(np.prod(layer.shape)) % 2:
-        return "an odd number of codes does not fill bytes"
+        return f"operator set {opset} cannot take codes out of a byte"
+    if opset < _TYPED_OPSETS[bits] and int(np.prod(layer.shape)) % (8 // bits):
+        return f"codes of {bits} bits, {8 // bits} to a byte, do not fill the last one"
     return ""
 
 
 class Restorer:
     """Makes the constants and nodes of one graph; whoever asks for them puts the nodes in their places.
 
-    Codes of 4 bits are of the types INT4 and UINT4 from operator set 21 on, else two in each byte of a UINT8 tensor,
-    the first in the lower half, shifted by 8 to be above zero.
+    Codes of 4 bits are of type INT4 from operator set 21 on, those of 2 bits of INT2 from 25 on; else two or four are in
+    each byte of a UINT8 tensor, the first in the lowest bits, shifted by 8 or 2 to be above zero.
     """
 
     def __init__(self, names: Names, opset: int) -> None:
         self._names = names
-        self._typed = opset >= _INT4_OPSET
+        self._opset = opset
         self._numbers: dict[tuple[str, int | tuple[int, ...]], gs.Constant] = {}
 
     def integers(self, weights: QuantizedWeights, layout: RowLayout, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
@@ -77,42 +78,48 @@ class Restorer:
     def _restored(
         self, nodes: list[gs.Node], weights: QuantizedWeights, layout: RowLayout, name: str, target: int
     ) -> gs.Tensor:
-        """Codes of 4 bits times their factors."""
+        """Codes of 4 bits or 2 times their factors."""
         dtype = np.int8 if target == _INT8 else np.float32
         if weights.grid.factors is None:
-            return _typed(self._codes(nodes, layout.array(weights.codes), name, target), dtype, layout.shape)
-        middle = _INT8 if self._typed else _INT32
+            codes = self._codes(nodes, layout.array(weights.codes), weights.grid.bits, name, target)
+            return _typed(codes, dtype, layout.shape)
+        middle = _INT8 if self._has_type(weights.grid.bits) else _INT32
         split, alone = layout.blocks(weights.codes, weights.grid.factors)
-        pair = [self._codes(nodes, split, name, middle), self._factors(nodes, alone, name, middle)]
+        pair = [self._codes(nodes, split, weights.grid.bits, name, middle), self._factors(nodes, alone, name, middle)]
         scaled = self._node(nodes, "Mul", pair, name + "_scaled")
         result = self._node(nodes, "Reshape", [scaled, self._number(layout.shape, np.int64)], name)
         if target != middle:
             result = self._node(nodes, "Cast", [result], name, to=target)
         return _typed(result, dtype, layout.shape)
 
-    def _codes(self, nodes: list[gs.Node], codes: Array, name: str, target: int) -> gs.Tensor:
-        """From -8 to 7, as numbers of a type."""
-        if self._typed:
-            packed = gs.Constant(self._names.new(name + "_int4"), codes.astype(ml_dtypes.int4))
+    def _has_type(self, bits: int) -> bool:
+        return self._opset >= _TYPED_OPSETS[bits]
+
+    def _codes(self, nodes: list[gs.Node], codes: Array, bits: int, name: str, target: int) -> gs.Tensor:
+        """Of so many bits, as numbers of a type."""
+        if self._has_type(bits):
+            packed = gs.Constant(self._names.new(f"{name}_int{bits}"), codes.astype(_TYPES[bits]))
             return self._node(nodes, "Cast", [packed], name, to=target)
-        raised = self._halves_of_bytes(nodes, codes.reshape(-1) + 8, name)
-        flat = self._node(nodes, "Sub", [raised, self._number(8)], name)
+        zero = 2 ** (bits - 1)
+        raised = self._parts_of_bytes(nodes, codes.reshape(-1) + zero, bits, name)
+        flat = self._node(nodes, "Sub", [raised, self._number(zero)], name)
         shaped = self._node(nodes, "Reshape", [flat, self._number(codes.shape, np.int64)], name)
         return shaped if target == _INT32 else self._node(nodes, "Cast", [shaped], name, to=target)
 
     def _factors(self, nodes: list[gs.Node], factors: Array, name: str, target: int) -> gs.Tensor:
         """From 1 to 15."""
-        dtype = ml_dtypes.uint4 if self._typed else np.uint8
+        dtype = ml_dtypes.uint4 if self._has_type(4) else np.uint8
         packed = gs.Constant(self._names.new(name + "_factors"), factors.astype(dtype))
         return self._node(nodes, "Cast", [packed], name + "_factors", to=target)
 
-    def _halves_of_bytes(self, nodes: list[gs.Node], values: Array, name: str) -> gs.Tensor:
-        """Numbers from 0 to 15 of two to a byte, int32, (bytes, 2)."""
-        pairs = values.astype(np.uint8).reshape(-1, 2)
-        packed = gs.Constant(self._names.new(name + "_uint4"), pairs[:, :1] + 16 * pairs[:, 1:])
+    def _parts_of_bytes(self, nodes: list[gs.Node], values: Array, bits: int, name: str) -> gs.Tensor:
+        """Numbers of so many bits, several to a byte, as int32, (bytes, codes of a byte)."""
+        shifts = tuple(2**place for place in range(0, 8, bits))
+        bytes_ = values.astype(np.uint8).reshape(-1, len(shifts)) @ np.array(shifts, np.uint8)
+        packed = gs.Constant(self._names.new(f"{name}_uint{bits}"), bytes_[:, None])
         whole = self._node(nodes, "Cast", [packed], name + "_bytes", to=_INT32)
-        shifted = self._node(nodes, "Div", [whole, self._number((1, 16))], name + "_shifted")
-        return self._node(nodes, "Mod", [shifted, self._number(16)], name + "_raised")
+        shifted = self._node(nodes, "Div", [whole, self._number(shifts)], name + "_shifted")
+        return self._node(nodes, "Mod", [shifted, self._number(2**bits)], name + "_raised")
 
     def _number(self, value: int | tuple[int, ...], dtype: Any = np.int32) -> gs.Constant:
         key = (str(np.dtype(dtype)), value)

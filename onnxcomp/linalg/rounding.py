@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcomp.linalg.gptq import descend, gptq, rescaling
 from onnxcomp.linalg.int8 import SAFE_FACTOR, can_saturate, quantize_weights
-from onnxcomp.linalg.weights import LARGEST_FACTOR, Grid, QuantizedWeights, grid_4bit
+from onnxcomp.linalg.weights import LARGEST_FACTOR, Grid, QuantizedWeights, grid_of_few_bits
 
 __all__ = ["Precision", "divisor", "round_for_outputs", "round_nearest"]
 
@@ -24,8 +24,8 @@ class Precision:
     """How a weight matrix is to be held.
 
     Attributes:
-        bits: of a code, 8 or 4.
-        block: of neighbouring inputs with a factor of their own, at most, in 4 bits; 0 for none.
+        bits: of a code: 8, 4 or 2.
+        block: of neighbouring inputs with a factor of their own, at most, beneath 8 bits; 0 for none.
         avoid_saturation: keep sums of two products of integer kernels within 16 bits; see ``quantize_weights``.
     """
 
@@ -38,7 +38,7 @@ class Precision:
         if self.bits == 8:
             return quantize_weights(rows, self.avoid_saturation).grid
         most = SAFE_FACTOR if self.avoid_saturation else LARGEST_FACTOR
-        return grid_4bit(rows, importance, divisor(rows.shape[1], self.block), most)
+        return grid_of_few_bits(rows, importance, self.bits, divisor(rows.shape[1], self.block), most)
 
 
 def divisor(inputs: int, block: int) -> int:
@@ -57,7 +57,7 @@ def round_nearest(rows: Array, precision: Precision) -> QuantizedWeights:
 def round_for_outputs(W: Array, H: Array, precision: Precision) -> QuantizedWeights:
     """Weights whose outputs differ least from those of W, of inputs with second moment H.
 
-    Scales are those of the least error weighted by diag(H); codes are found by GPTQ; in 4 bits, scales in closed form
+    Scales are those of the least error weighted by diag(H); codes are found by GPTQ; beneath 8 bits, scales in closed form
     and codes by coordinate descent follow in turn (see ``onnxcomp.linalg.gptq``).
 
     Args:
@@ -72,7 +72,7 @@ def round_for_outputs(W: Array, H: Array, precision: Precision) -> QuantizedWeig
     importance = np.repeat(np.diagonal(H, axis1=1, axis2=2), W.shape[1], axis=0)
     grid = precision.grid(rows, importance)
     codes = gptq(W, H, grid.levels(W.shape))
-    for _ in range(_REFINEMENTS if precision.bits == 4 else 0):
+    for _ in range(_REFINEMENTS if precision.bits < 8 else 0):
         grid = grid.rescaled(rescaling(W, H, grid.levels(W.shape), codes).reshape(-1))
         codes = descend(W, H, grid.levels(W.shape), codes, _SWEEPS)
     weights = QuantizedWeights(codes.reshape(rows.shape).astype(np.int8), grid)

@@ -9,14 +9,15 @@ import numpy as np
 
 from onnxcomp.linalg.gptq import Levels
 
-__all__ = ["LARGEST_FACTOR", "LEAST_SCALE", "Grid", "QuantizedWeights", "best_steps", "grid_4bit"]
+__all__ = ["LARGEST_FACTOR", "LEAST_SCALE", "Grid", "QuantizedWeights", "best_steps", "grid_of_few_bits"]
 
 Array = np.ndarray[Any, Any]
 
-LARGEST_FACTOR = 15  # fits 4 bits, and its products with codes fit 8
+LARGEST_FACTOR = 15  # fits 4 bits, and its products with codes of 4 bits or 2 fit 8
 LEAST_SCALE = 1e-12
-# Of the step that cuts nothing off, these are tried. Narrower ones cut off more than they refine.
-_FRACTIONS = np.linspace(0.4, 1.0, 25)
+# Of the step that cuts nothing off, these are tried, by bits. Narrower ones cut off more than they refine.
+_FRACTIONS = {4: np.linspace(0.4, 1.0, 25), 2: np.linspace(0.1, 1.0, 37)}
+_BOUNDS = {2: (-2, 1), 4: (-8, 7), 8: (-127, 127)}
 _CHUNK_VALUES = 2**20
 
 
@@ -26,7 +27,7 @@ class Grid:
 
     Attributes:
         scales: float32, shape (channels,).
-        bits: of a code: 8, from -127 to 127, or 4, from -8 to 7.
+        bits: of a code: 8, from -127 to 127; 4, from -8 to 7; or 2, from -2 to 1.
         factors: of each block of neighbouring inputs, uint8, (channels, blocks); None for one block of factor 1.
     """
 
@@ -37,7 +38,7 @@ class Grid:
     @property
     def bounds(self) -> tuple[int, int]:
         """The least and the largest code."""
-        return (-8, 7) if self.bits == 4 else (-127, 127)
+        return _BOUNDS[self.bits]
 
     def multiples(self, inputs: int) -> Array:
         """The factor of each weight, uint8, (channels, inputs), or (channels, 1) where all are 1."""
@@ -96,22 +97,23 @@ class QuantizedWeights:
         return restored
 
 
-def best_steps(rows: Array, importance: Array, low: int, high: int) -> Array:
+def best_steps(rows: Array, importance: Array, bits: int) -> Array:
     """The step of each row with the least sum of importance · (rounding error)², clipping included.
 
     Args:
         rows, importance: (n, values).
-        low, high: codes.
+        bits: of a code, 4 or 2.
 
     Returns:
         (n,), above zero.
     """
+    low, high = _BOUNDS[bits]
     widest = np.maximum(rows.max(axis=1, initial=0.0) / high, rows.min(axis=1, initial=0.0) / low)
     best = np.empty(len(rows))
     chunk = max(1, _CHUNK_VALUES // max(1, rows.shape[1]))
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
-        steps = np.maximum(np.multiply.outer(_FRACTIONS, widest[part]), LEAST_SCALE)
+        steps = np.maximum(np.multiply.outer(_FRACTIONS[bits], widest[part]), LEAST_SCALE)
         losses = [_loss(rows[part], importance[part], each[:, None], low, high) for each in steps]
         best[part] = np.take_along_axis(steps, np.argmin(losses, axis=0)[None], axis=0)[0]
     return best
@@ -125,21 +127,23 @@ def _loss(rows: Array, importance: Array, steps: Array, low: int, high: int) -> 
     return loss
 
 
-def grid_4bit(rows: Array, importance: Array, block: int = 0, largest_factor: int = LARGEST_FACTOR) -> Grid:
-    """The levels of 4 bits that serve these weights best.
+def grid_of_few_bits(
+    rows: Array, importance: Array, bits: int = 4, block: int = 0, largest_factor: int = LARGEST_FACTOR
+) -> Grid:
+    """The levels of few bits that serve these weights best.
 
     Args:
         rows: (channels, inputs).
         importance: of an error in each weight, broadcasts to rows.
+        bits: 4 or 2.
         block: neighbouring inputs that share a factor, a divisor of the inputs; 0 for no factors.
         largest_factor: ``LARGEST_FACTOR`` or less.
     """
-    low, high = Grid(np.ones(1), 4).bounds
     weight = np.broadcast_to(importance, rows.shape)
     if not block:
-        return Grid(best_steps(rows, weight, low, high).astype(np.float32), 4)
+        return Grid(best_steps(rows, weight, bits).astype(np.float32), bits)
     blocks = rows.shape[1] // block
-    steps = best_steps(rows.reshape(-1, block), weight.reshape(-1, block), low, high).reshape(-1, blocks)
+    steps = best_steps(rows.reshape(-1, block), weight.reshape(-1, block), bits).reshape(-1, blocks)
     scales = np.maximum(steps.max(axis=1) / largest_factor, LEAST_SCALE).astype(np.float32)
     factors = np.clip(np.rint(steps / scales[:, None]), 1, largest_factor).astype(np.uint8)
-    return Grid(scales, 4, factors)
+    return Grid(scales, bits, factors)

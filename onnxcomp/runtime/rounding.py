@@ -45,15 +45,15 @@ def round_calibrated(
 ) -> dict[str, RoundedLayer]:
     """Round the weights of these layers.
 
-    In 4 bits, a layer's share of the loss that is allowed is its share of the weights; a layer that would lose more
-    gets 8 bits. That spends the 4 bits where they save most bytes for the noise they make: the same noise per byte is
+    Beneath 8 bits, a layer's share of the loss that is allowed is its share of the weights; a layer that would lose more
+    gets 8. That spends the fewer bits where they save most bytes for the noise they make: the same noise per byte is
     the limit everywhere.
 
     Args:
         model: in float; not edited.
         layers: of its main graph, those that ``can_be_observed``, and how to hold their weights.
         dataset: samples to observe them on.
-        loss: what rounding to 4 bits may add to the outputs, over their variance; summed over all layers, as if each
+        loss: what rounding to fewer than 8 bits may add to the outputs, over their variance; summed over all layers, as if each
             one's noise reached the model's outputs whole.
         most_stages: how often the samples may be run; once is without what the rounded layers before make of them.
 
@@ -88,7 +88,7 @@ def round_calibrated(
 
 
 def _unseen_loss(W: Array, regression: Regression, constants: bool, precision: Precision) -> float:
-    """What 4 bits add to the outputs, over their variance, on samples that the codes were not chosen on.
+    """What fewer than 8 bits add to the outputs, over their variance, on samples that the codes were not chosen on.
 
     On the others it may be next to nothing, when they are fewer than the inputs.
     """
@@ -114,14 +114,14 @@ def _pays(regression: Regression, constants: bool, precision: Precision) -> bool
 
 
 def _rounded(fit: Fit, precision: Precision, allowed: float, unseen: float) -> RoundedLayer:
-    """Rounded, in 8 bits where 4 would lose more than is allowed, here or on samples not seen."""
+    """Rounded, in 8 bits where fewer would lose more than is allowed, here or on samples not seen."""
     loss, note = unseen, ""
-    if precision.bits == 4 and loss <= allowed:
+    if precision.bits < 8 and loss <= allowed:
         weights = round_for_outputs(fit.W, fit.H, precision)
         if (loss := max(loss, _loss(fit, weights))) <= allowed:
             return RoundedLayer(weights, fit.shift(_matrix(fit, weights)), loss)
-    if precision.bits == 4:
-        note = f"4 bits would add {loss:.1g} of the outputs' variance, more than this layer's share"
+    if precision.bits < 8:
+        note = f"{precision.bits} bits would add {loss:.1g} of the outputs' variance, more than this layer's share"
     better = round_for_outputs(fit.W, fit.H, replace(precision, bits=8))
     return RoundedLayer(better, fit.shift(_matrix(fit, better)), _loss(fit, better), note)
 

@@ -12,7 +12,7 @@ from onnxcomp.data import Dataset
 from onnxcomp.graph.cost import cost
 from onnxcomp.graph.int8_forms import opset_of
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.graph.packed import obstacle_to_4_bits
+from onnxcomp.graph.packed import obstacle_to_few_bits
 from onnxcomp.graph.rounding import RoundedLayer, round_to_nearest
 from onnxcomp.graph.rows import RowLayout, rows_of
 from onnxcomp.linalg.rounding import Precision
@@ -28,7 +28,7 @@ from onnxcomp.runtime.stages import stages
 __all__ = ["Bits", "RoundingChoice", "WeightPlan"]
 
 Array = np.ndarray[Any, Any]
-Bits: TypeAlias = Literal[4, 8, 16]
+Bits: TypeAlias = Literal[2, 4, 8, 16]
 RoundingChoice: TypeAlias = Literal["auto", "nearest", "gptq"]
 
 _STAGES = 12  # of rounding by outputs, each of which runs the data once
@@ -36,7 +36,7 @@ _RUNS_PER_STAGE = 4  # what a sample costs in one of them, in runs of the model
 _MACS = 4e10  # that the samples may take to run once
 _MACS_OF_8_BITS = 1.6e10
 _FEW_INPUTS = 64  # of an output; with more, rounding errors of 8 bits average out
-_LEAST_INPUTS = 64  # of an output; with fewer, 4 bits rounded to nearest lose much and save little
+_LEAST_INPUTS = 64  # of an output; with fewer, 4 bits or 2 rounded to nearest lose much and save little
 
 
 @dataclass
@@ -45,9 +45,9 @@ class WeightPlan:
 
     Attributes:
         model: in float.
-        bits: 4 or 8, for all layers that can have them.
-        block: neighbouring inputs with a factor of their own in 4 bits; 0 for none.
-        rounding: to the nearest level, or by what it does to outputs; ``auto``: the latter in 4 bits.
+        bits: 2, 4 or 8, for all layers that can have them.
+        block: neighbouring inputs with a factor of their own beneath 8 bits; 0 for none.
+        rounding: to the nearest level, or by what it does to outputs; ``auto``: the latter beneath 8 bits.
         loss: see ``round_calibrated``.
         avoid_saturation: of layers on integer kernels.
         progress: shows what takes long.
@@ -131,15 +131,15 @@ class WeightPlan:
 
     def _nearest(self, layer: WeightedLayer) -> RoundedLayer:
         precision, note = self._precision(layer), ""
-        if precision.bits == 4 and rows_of(layer).shape[1] < _LEAST_INPUTS:
+        if precision.bits < 8 and rows_of(layer).shape[1] < _LEAST_INPUTS:
             precision, note = replace(precision, bits=8), f"an output has fewer than {_LEAST_INPUTS} inputs"
         mean = self.means.get(id(layer.node.inputs[0])) if layer.kind in ("Conv", "Gemm", "MatMul") else None
         return replace(round_to_nearest(layer, precision, mean), note=note)
 
     def _precision(self, layer: WeightedLayer) -> Precision:
         careful = self.avoid_saturation and layer.name in self._on_integers
-        if self.bits == 4 and not obstacle_to_4_bits(layer, opset_of(self.model.graph, layer)):
-            return Precision(4, self.block if RowLayout.of(layer).has_blocks else 0, careful)
+        if self.bits < 8 and not obstacle_to_few_bits(layer, self.bits, opset_of(self.model.graph, layer)):
+            return Precision(self.bits, self.block if RowLayout.of(layer).has_blocks else 0, careful)
         return Precision(8, 0, careful)
 
     def _affordable(self, dataset: Dataset) -> Dataset:
