@@ -19,7 +19,6 @@ RATE = 1e-3
 BATCHES = {"fashion": 64, "mobilenetv2": 16}
 TEACHER_ROWS = 256
 QAT: dict[str, Any] = {"num_iterations": 1000, "batch_size": 64, "learn_scales": True}
-QAT_SAMPLES = 2048
 
 _FASHION, _MOBILENET = ("fashion",), ("mobilenetv2",)
 
@@ -50,15 +49,13 @@ def ternary(task: Task) -> None:
 
 
 def four_bits(task: Task) -> None:
-    """Its lowest number of bits that it trains: int4, of MatMul and Gemm alone."""
+    """The lowest number of bits that it trains, in the blocks that it finds: of these networks, the last layer."""
     import onnxsim
 
     original = simplified(task, BLOCKS_OPSET)
     proto = onnxsim.quantize_weight_only_int4(original)
     with told_seconds():
-        proto, blocks = onnxsim.apply_qat_all_blocks(
-            original, proto, calibration_data=list(Task(task.model, task.data, task.output, QAT_SAMPLES).feeds()), **QAT
-        )
+        proto, blocks = onnxsim.apply_qat_all_blocks(original, proto, calibration_data=list(task.feeds()), **QAT)
     if not any(block.trained for block in blocks):
         raise SystemExit("it trains no block")
     _save(onnxsim.workaround_ort_matmul_nbits_axis0_bug(proto), task)
@@ -141,7 +138,7 @@ RECOVERY: dict[str, Peer] = {
     **_channels("channels", 0.5, _FASHION),
     "onnxsim-ternary-bits": Peer("onnxsim", "ternary weights, not trained", ternary, _FASHION),
     "onnxsim-qat4-bits": Peer(
-        "onnxsim", "int4 weights of the last layer alone, `apply_qat_all_blocks`", four_bits, _FASHION
+        "onnxsim", "int4 weights, the last layer trained by `apply_qat_all_blocks`", four_bits, _FASHION
     ),
     "onnxsim-blocks-zeros": Peer(
         "onnxsim",
