@@ -17,7 +17,7 @@ SECONDS = 540.0  # of the training loop: with the rest of the process, less than
 RATE = 1e-3
 # Rows of a mini-batch: with 16 images of 224x224, its loop holds 5 GB.
 BATCHES = {"fashion": 64, "mobilenetv2": 16}
-TEACHER_ROWS = 256
+TEACHER_ROWS = 64
 QAT: dict[str, Any] = {"num_iterations": 1000, "batch_size": 64, "learn_scales": True}
 
 _FASHION, _MOBILENET = ("fashion",), ("mobilenetv2",)
