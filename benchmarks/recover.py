@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from harness.bench import Bench, add_limits, models_asked, names_of, started
@@ -70,7 +71,7 @@ def _measure(
     for model in models if "recovery" in suites else ():
         asked = [RECOVERY[name] for name in entries or RECOVERY]
         suited = [entry for entry in asked if entry.suits(model, saturates=False)]
-        bench.suite("recovery", model, suited, results.recovery, alone=entries is not None)
+        replace(bench, threads=1).suite("recovery", model, suited, results.recovery, alone=entries is not None)
         if model.name in results.recovery:
             results.recovery[model.name].calibration_samples = samples_in(model.training_data)
         results.write(stored)
