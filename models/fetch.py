@@ -2,9 +2,11 @@
 
     python models/fetch.py                       # everything, about 2 GB in the cache
     python models/fetch.py mobilenetv2 minilm    # some of it
+    python models/fetch.py --training            # and unlabelled samples to train on, 2 GB more
 
-Each name becomes a folder ``<cache>/<name>`` with the model, ``calibration.npz`` and ``test.npz``. What is
-present is left alone, and an interrupted run leaves nothing half done.
+Each name becomes a folder ``<cache>/<name>`` with the model, ``calibration.npz`` and ``test.npz``; with
+``--training`` also ``training.npz``, for those names that have it. What is present is left alone, and an
+interrupted run leaves nothing half done.
 """
 
 import argparse
@@ -53,6 +55,19 @@ def fetch(name: str, cache: Path, force: bool) -> None:
     print(f"{name}: ready in {target}; fp32: {figures or 'nothing to measure'}", flush=True)
 
 
+def fetch_training(name: str, cache: Path, force: bool) -> None:
+    """Add ``training.npz`` to the folder of a name whose recipe has some."""
+    recipe = importlib.import_module(f"zoo.recipes.{name}")
+    path = cache / name / "training.npz"
+    if not hasattr(recipe, "prepare_training"):
+        print(f"{name}: has no samples to train on")
+    elif path.is_file() and not force:
+        print(f"{name}: present in {path}")
+    else:
+        print(f"{name}: preparing samples to train on", flush=True)
+        recipe.prepare_training(Packages(cache), path)
+
+
 def main() -> int:
     """Parse the command line and fetch each name; return the exit status."""
     layout = argparse.RawDescriptionHelpFormatter
@@ -60,6 +75,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; default: all")
     where = "default: $ONNXCOMP_CACHE or ~/.cache/onnxcomp"
     parser.add_argument("--cache", type=Path, default=cache_root(), help=where)
+    parser.add_argument("--training", action="store_true", help="samples to train on too, 2 GB more")
     parser.add_argument("--force", action="store_true", help="prepare again what is present")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in NAMES]
@@ -70,6 +86,8 @@ def main() -> int:
     for name in options.names or NAMES:
         try:
             fetch(name, options.cache.resolve(), options.force)
+            if options.training:
+                fetch_training(name, options.cache.resolve(), options.force)
         except FetchError as error:
             failures += 1
             print(f"{name}: {error}", file=sys.stderr)

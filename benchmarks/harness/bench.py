@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.entries import Entry, add_report, report_of
-from harness.process import Limits, Outcome, run
+from harness.process import Limits, Outcome, on_cores, run
 from harness.results import Environment, Row, Section, merge, ratio_of
 from harness.zoo import MODELS, ZooModel
 
@@ -51,6 +51,7 @@ class Bench:
         unfused: run onnxcomp's results without ONNX Runtime's optimizations too.
         weights: count FLOPs, zeros, and bytes after packing.
         reuse: take peers' results as an earlier run has left them in ``work``.
+        cores: that an entry's process may use; None for all.
     """
 
     repeats: int
@@ -63,6 +64,7 @@ class Bench:
     unfused: bool = False
     weights: bool = False
     reuse: bool = False
+    cores: int | None = None
 
     def within(self, folder: str) -> Bench:
         """The same with a folder of its own below ``work``."""
@@ -130,10 +132,13 @@ class Bench:
         """Run an entry; the model's folder holds nothing else, so that its size is the model's."""
         output.parent.mkdir()
         log = output.parent.with_suffix(".log")
-        outcome = run(entry.command(model, output, self.samples), log, self.limits, cwd=HERE)
+        command = [*([] if self.cores is None else on_cores(self.cores)), *entry.command(model, output, self.samples)]
+        outcome = run(command, log, self.limits, cwd=HERE)
         row = entry.row()
         row.failure, row.seconds, row.peak_bytes = outcome.failure, outcome.seconds, outcome.peak_bytes
         add_report(row, output)
+        if entry.training and entry.pipeline is None:
+            row.recovery_seconds = _told_seconds(outcome.output)
         if row.failure is None and not output.is_file():
             row.failure = "no model was written"
         if row.failure is None:
@@ -192,7 +197,12 @@ class Bench:
 
 @contextlib.contextmanager
 def started(
-    options: argparse.Namespace, script: str, samples: int | None = None, unfused: bool = False, weights: bool = False
+    options: argparse.Namespace,
+    script: str,
+    samples: int | None = None,
+    unfused: bool = False,
+    weights: bool = False,
+    cores: int | None = None,
 ) -> Iterator[Bench]:
     """The invocation that ``add_limits`` parsed, with a folder that goes at the end unless one was named."""
     with tempfile.TemporaryDirectory(prefix="onnxcomp-bench-") as scratch:
@@ -209,6 +219,7 @@ def started(
             unfused=unfused,
             weights=weights,
             reuse=getattr(options, "reuse", False),
+            cores=cores,
         )
 
 
@@ -245,7 +256,7 @@ def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 def add_limits(parser: argparse.ArgumentParser, repeats: int, gigabytes: float, seconds: float = 300) -> None:
     """The options that all benchmarks have."""
     parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds of timing; default: {repeats}")
-    parser.add_argument("--threads", type=int, default=1, help="of the timed sessions; default: 1")
+    parser.add_argument("--threads", type=int, default=1, help="of what is timed; default: %(default)s")
     parser.add_argument("--timeout", type=float, default=seconds, help=f"seconds for an entry; default: {seconds:g}")
     parser.add_argument("--memory", type=float, default=gigabytes, help=f"GB for an entry; default: {gigabytes:g}")
     parser.add_argument("--work", type=Path, help="keep what is made in this new folder")
@@ -269,6 +280,12 @@ def told_arguments(arguments: Sequence[str]) -> list[str]:
             told.append(argument)
         skip = argument == "--work"
     return told
+
+
+def _told_seconds(text: str) -> float | None:
+    """What a peer says that its training took, see ``harness.peers.common.told_seconds``."""
+    found = [json.loads(line) for line in text.splitlines() if line.startswith('{"seconds"')]
+    return float(found[-1]["seconds"]) if found else None
 
 
 def _told(row: Row) -> str:

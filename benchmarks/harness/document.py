@@ -7,9 +7,11 @@ from pathlib import Path
 from harness.collection import Collection
 from harness.prune_results import PruneResults
 from harness.quant_results import QuantResults
+from harness.recover_results import RecoverResults
 from harness.render import render
 from harness.render_prune import prune_sections
 from harness.render_quant import quant_sections
+from harness.render_recover import recover_sections
 from harness.results import Results
 from harness.robustness import robustness
 
@@ -25,5 +27,6 @@ def write_document(path: Path, results: Results | None = None) -> None:
         render(results, Collection.read(COLLECTION)) + robustness(path.parent),
         quant_sections(QuantResults.read(path.parent / "QUANT.json")),
         prune_sections(PruneResults.read(path.parent / "PRUNE.json")),
+        recover_sections(RecoverResults.read(path.parent / "RECOVER.json")),
     ]
     path.write_text("\n".join(filter(None, parts)), encoding="utf-8")

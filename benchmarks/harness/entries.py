@@ -6,7 +6,7 @@ import json
 import sys
 import sysconfig
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import peers
@@ -15,7 +15,7 @@ from harness.results import Row
 from harness.zoo import ZooModel
 
 __all__ = ["CHANNELS", "EIGHT_BITS", "ELEMENTS", "ENTRIES", "FOUR_BITS", "FULL", "QUANT", "SPEEDUP", "WEIGHTS_4"]
-__all__ += ["Entry", "add_report", "report_of"]
+__all__ += ["RECOVERY", "Entry", "add_report", "report_of"]
 
 FULL = "onnxcomp-prune-quant-reorder"
 QUANT = "onnxcomp-quant"
@@ -35,6 +35,7 @@ class Entry:
         only: names of the models that it is meant for; empty for all.
         saturating: it makes sense only where 8-bit weights can saturate.
         calibrated: onnxcomp gets the calibration samples.
+        training: the samples to train on take the place of those to calibrate on.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Entry:
     only: tuple[str, ...] = ()
     saturating: bool = False
     calibrated: bool = True
+    training: bool = False
 
     def suits(self, model: ZooModel, saturates: bool) -> bool:
         """Whether it is meant for the model on this kind of CPU."""
@@ -57,12 +59,13 @@ class Entry:
             output: the file to write.
             samples: calibration samples of the peers at most; their own number without.
         """
+        samples_file = str(model.training_data if self.training else model.data)
         if self.pipeline is None:
             limited = [] if samples is None else ["--samples", str(samples)]
-            files = [str(model.path), str(model.data), str(output)]
+            files = [str(model.path), samples_file, str(output)]
             return [sys.executable, "-m", "harness.peers", self.name, *files, *limited]
         # Evaluated on other samples, so that all of the file is there to calibrate on, as it is for the peers.
-        data = ["--data", str(model.data), "--test-data", str(model.test)] if self.calibrated else []
+        data = ["--data", samples_file, "--test-data", str(model.test)] if self.calibrated else []
         made = ["-p", self.pipeline, *data, "-o", str(output), "--report", str(report_of(output))]
         return [onnxcomp_program(), str(model.path), *made]
 
@@ -90,6 +93,7 @@ def add_report(row: Row, output: Path) -> None:
         row.verified = sum(
             entry["verification"]["status"] == "passed" and entry["status"] != "rolled back" for entry in passes
         )
+        row.recovery_seconds = next((entry["seconds"] for entry in passes if entry["name"] == "recover"), None)
 
 
 def _onnxcomp(name: str, pipeline: str, only: tuple[str, ...] = ()) -> Entry:
@@ -170,5 +174,25 @@ ELEMENTS = _named(
         *_elements("2of4", 'granularity="2:4"'),
         *_elements("blocks", 'granularity="block(8,8)", sparsity=0.5'),
         *(_peer(name, peer) for name, peer in peers.ELEMENTS.items()),
+    ]
+)
+
+
+def _recovered(name: str, damage: str, only: tuple[str, ...]) -> list[Entry]:
+    """The damage alone and with what ``recover`` wins back, both with the samples to train on."""
+    rows = [
+        _onnxcomp(f"onnxcomp-{name}", damage, only),
+        _onnxcomp(f"onnxcomp-recover-{name}", f"{damage},recover", only),
+    ]
+    return [replace(row, training=True) for row in rows]
+
+
+RECOVERY = _named(
+    [
+        *_recovered("channels", "prune(flops=0.5)", ("fashion",)),
+        *_recovered("bits", "quant(bits=2)", ("fashion",)),
+        *_recovered("zeros", 'prune(granularity="element", sparsity=0.9)', ("fashion",)),
+        *_recovered("channels30", "prune(flops=0.3)", ("mobilenetv2",)),
+        *(replace(_peer(name, peer), training=True) for name, peer in peers.RECOVERY.items()),
     ]
 )

@@ -12,7 +12,18 @@ from harness.zoo import ROOT
 from onnxcomp.report.environment import describe_environment
 from onnxcomp.runtime.target import Target
 
-PACKAGES = ("onnxcomp", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "onnxsim", "nncf", "amd-quark")
+PACKAGES = (
+    "onnxcomp",
+    "onnx",
+    "onnxruntime",
+    "onnx-graphsurgeon",
+    "numpy",
+    "scipy",
+    "onnxsim",
+    "nncf",
+    "amd-quark",
+    "torch",
+)
 
 
 def environment() -> Environment:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Limits", "Outcome", "run"]
+__all__ = ["Limits", "Outcome", "on_cores", "run"]
 
 _SAMPLING_S = 0.1
 _LONGEST_REASON = 110
@@ -81,6 +81,12 @@ def run(command: Sequence[str], log: Path, limits: Limits, cwd: Path | None = No
     if code:
         failure = stopped[0] if stopped else reason(log.read_text(errors="replace"), code)
     return Outcome(code, seconds, usage.ru_maxrss * 1024, printed.read_text(errors="replace"), failure)
+
+
+def on_cores(count: int) -> list[str]:
+    """What to begin a command with so that it runs on so many cores, where the machine has more."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "-c", ",".join(map(str, cores[:count]))] if len(cores) > count else []
 
 
 def reason(errors: str, code: int) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 
 from harness.bench import HERE, Bench, python, say
 from harness.entries import CHANNELS, ELEMENTS, Entry, report_of
-from harness.process import run
+from harness.process import on_cores, run
 from harness.prune_results import Discovery
 from harness.quant_results import Cost, Costs
 from harness.zoo import MODELS
@@ -58,7 +57,7 @@ def _measure(bench: Bench, wanted: _Run) -> Cost:
     folder.mkdir(exist_ok=bench.reuse)
     output = folder / "model.onnx"
     command = entry.command(MODELS[MODEL], output, SAMPLES)
-    outcome = run([*_on_two_cores(), *command], bench.work / "costs" / f"{wanted.name}.log", bench.limits, cwd=HERE)
+    outcome = run([*on_cores(CORES), *command], bench.work / "costs" / f"{wanted.name}.log", bench.limits, cwd=HERE)
     row = Cost(name=wanted.name, tool=entry.tool, setting=entry.setting, samples=SAMPLES, failure=outcome.failure)
     row.seconds, row.peak_bytes = outcome.seconds, outcome.peak_bytes
     if row.failure is None and entry.pipeline is not None:
@@ -66,12 +65,6 @@ def _measure(bench: Bench, wanted: _Run) -> Cost:
         row.own_seconds = next(part["seconds"] for part in passes if part["name"] == "prune")
     say(f"{row.name}: {row.failure or f'{row.seconds:.1f} s, {row.peak_bytes / 1e6:,.0f} MB'}")
     return row
-
-
-def _on_two_cores() -> list[str]:
-    """What to begin a command with where the machine has more cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    return ["taskset", "-c", ",".join(map(str, cores[:CORES]))] if len(cores) > CORES else []
 
 
 def measure_discovery(bench: Bench) -> Discovery:

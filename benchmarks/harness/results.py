@@ -51,6 +51,8 @@ class Row(Part):
     """Why there is no usable result; what was measured before stands."""
     seconds: float | None = None
     """Wall clock of the tool's process, from start to exit."""
+    recovery_seconds: float | None = None
+    """Of them, those of training: onnxcomp's pass ``recover``, or what a peer tells of its own."""
     peak_bytes: int | None = None
     """Most memory that its process held at once."""
     bytes: int | None = None

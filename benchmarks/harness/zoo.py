@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MODELS", "Figure", "ZooModel", "cache_root"]
+import numpy as np
+
+__all__ = ["MODELS", "Figure", "ZooModel", "cache_root", "samples_in"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_CODE = ROOT / "models"
@@ -42,6 +45,7 @@ class ZooModel:
         calibration: samples that all tools calibrate on, disjoint from those of the figures.
         decision: what the outputs are taken for, see ``harness.decisions``.
         lengths: of the sequences that it is timed at, where one sample is not all: the first is that of a sample.
+        training: many samples without labels, of ``models/fetch.py --training``; disjoint from those of the figures.
     """
 
     name: str
@@ -50,6 +54,7 @@ class ZooModel:
     calibration: str = "calibration.npz"
     decision: str = "classes"
     lengths: tuple[int, ...] = ()
+    training: str = "training.npz"
 
     @property
     def folder(self) -> Path:
@@ -67,6 +72,11 @@ class ZooModel:
         return self.folder / self.calibration
 
     @property
+    def training_data(self) -> Path:
+        """The samples to train on; only some models have them."""
+        return self.folder / self.training
+
+    @property
     def test(self) -> Path:
         """The samples that it is judged on."""
         return self.folder / self.figures[0].samples
@@ -75,6 +85,14 @@ class ZooModel:
 def cache_root() -> Path:
     """Where models/fetch.py keeps the models."""
     return Path(os.environ.get("ONNXCOMP_CACHE") or Path.home() / ".cache" / "onnxcomp")
+
+
+def samples_in(path: Path) -> int:
+    """Of the first array of an .npz, whose values are left unread: this process stays small."""
+    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return int(read(file)[0][0])
 
 
 def _metric(name: str) -> str:

@@ -40,6 +40,8 @@ class Task:
         import numpy as np
         import onnx
 
+        from onnxcomp.arrays import read_npz
+
         most = self.samples if most is None else min(most, self.samples)
         graph = onnx.load(self.model, load_external_data=False).graph
         names = {value.name for value in graph.input} - {value.name for value in graph.initializer}
@@ -48,10 +50,10 @@ class Task:
                 with np.load(path) as stored:
                     yield {name: stored[name] for name in names}
             return
-        with np.load(self.data) as stored:
-            columns = {name: stored[name] for name in names}
-        for index in range(min(most, *(len(column) for column in columns.values()))):
-            yield {name: column[index : index + 1] for name, column in columns.items()}
+        stored = read_npz(self.data)  # leaves gigabytes of samples to train on where they are
+        columns = {name: stored[name] for name in names}
+        for index in range(min(most, *(column.shape[0] for column in columns.values()))):
+            yield {name: np.asarray(column[np.array([index])]) for name, column in columns.items()}
 
 
 @dataclass(frozen=True)

