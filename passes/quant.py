@@ -123,7 +123,8 @@ class Quant(Pass):
         Field(ge=0, description="dB of the outputs below which layers return to float for little time; 0: only speed"),
     ] = 22.0
     bits: Bits = Field(
-        8, description="of a weight: 8; 4, where the layer bears it; 2, to be trained by recover; 16: floating-point, for the file alone"
+        8,
+        description="of a weight: 8; 4, where the layer bears it; 2, to be trained by recover; 16: floating-point, for the file alone",
     )
     rounding: RoundingChoice = Field(
         "auto",

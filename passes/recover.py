@@ -138,9 +138,7 @@ class Recover(Pass):
 class _Work:
     """Student, teacher and samples, ready to train on."""
 
-    def __init__(
-        self, trainable: Trainable, data: Dataset, gradients: Gradients, targets: Targets, probe: Any
-    ) -> None:
+    def __init__(self, trainable: Trainable, data: Dataset, gradients: Gradients, targets: Targets, probe: Any) -> None:
         self._trainable = trainable
         self._data = data
         self.gradients = gradients

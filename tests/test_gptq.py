@@ -126,7 +126,9 @@ def test_steps_are_the_best_of_a_fine_search(bits: int, low: int, high: int) -> 
     def error(step: Array) -> Array:
         return ((Levels(step[:, None], low, high).nearest(rows) * step[:, None] - rows) ** 2 * importance).sum(axis=1)
 
-    finest = np.min([error(fraction * np.abs(rows).max(axis=1) / high) for fraction in np.linspace(0.05, 1.1, 400)], axis=0)
+    finest = np.min(
+        [error(fraction * np.abs(rows).max(axis=1) / high) for fraction in np.linspace(0.05, 1.1, 400)], axis=0
+    )
     assert np.all(error(steps) <= 1.1 * finest)
 
 
