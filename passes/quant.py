@@ -91,7 +91,8 @@ class Quant(Pass):
     file, the speed of 8 bits or float. Layers whose share of ``loss`` does not suffice get 8 bits; tables keep
     8. With calibration data the codes are those that change the outputs least (GPTQ), each layer making up for
     those before it. ``bits=2`` does the same with codes of 2 bits, without a limit for what layers lose unless ``loss``
-    sets one: such a model wants to be trained by ``recover``. With ``bits=16`` weights are stored in float16 where it holds them; nothing else changes.
+    sets one: ``recover`` wins back most of it. With ``bits=16`` weights are stored in float16 where it holds them;
+    nothing else changes.
 
     In 8 bits and with calibration data, layers of up to 64 inputs are rounded by GPTQ too, where held-out samples
     confirm a gain: depthwise and first convolutions, whose few rounding errors do not average out.
@@ -124,7 +125,8 @@ class Quant(Pass):
     ] = 22.0
     bits: Bits = Field(
         8,
-        description="of a weight: 8; 4, where the layer bears it; 2, to be trained by recover; 16: floating-point, for the file alone",
+        description="of a weight: 8; 4, where the layer bears it; 2, before recover; "
+        "16: floating-point, stored for the file alone",
     )
     rounding: RoundingChoice = Field(
         "auto",

@@ -41,8 +41,8 @@ def obstacle_to_few_bits(layer: WeightedLayer, bits: int, opset: int) -> str:
 class Restorer:
     """Makes the constants and nodes of one graph; whoever asks for them puts the nodes in their places.
 
-    Codes of 4 bits are of type INT4 from operator set 21 on, those of 2 bits of INT2 from 25 on; else two or four are in
-    each byte of a UINT8 tensor, the first in the lowest bits, shifted by 8 or 2 to be above zero.
+    Codes of 4 bits are of type INT4 from operator set 21 on, those of 2 bits of INT2 from 25 on; else two or four are
+    in each byte of a UINT8 tensor, the first in the lowest bits, shifted by 8 or 2 to be above zero.
     """
 
     def __init__(self, names: Names, opset: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcomp.graph.coded import CodedBias, CodedWeight, coded_biases, coded_weights
+from onnxcomp.graph.coded import coded_biases, coded_weights
 from onnxcomp.graph.constants import assign
 from onnxcomp.graph.edit import detach, replace_uses
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -54,7 +54,7 @@ class Trainable:
         upgrade_opset(student, OPSET)
         weights, biases = coded_weights(student), coded_biases(student)
         for coded in (*weights, *biases):
-            _decode(coded)
+            _decode(coded.tensor, coded.value)
         student.graph.cleanup()
         left = {
             id(tensor)
@@ -104,9 +104,7 @@ def name_of_weight(layer: WeightedLayer) -> str:
     return str(layer.node.inputs[layer.weight_index].name)
 
 
-def _decode(coded: CodedWeight | CodedBias) -> None:
+def _decode(tensor: gs.Variable, value: Array) -> None:
     """Put the value in the place of what restores it."""
-    value, tensor = coded.value, coded.tensor
-    node = tensor.inputs[0]
-    detach(node)
+    detach(tensor.inputs[0])
     replace_uses(tensor, gs.Constant(str(tensor.name), value))

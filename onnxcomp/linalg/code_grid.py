@@ -86,4 +86,5 @@ def _sum_to(array: Array, shape: tuple[int, ...]) -> Array:
     axes = tuple(range(lead)) + tuple(
         lead + axis for axis, size in enumerate(shape) if size == 1 and array.shape[lead + axis] != 1
     )
-    return array.sum(axis=axes, dtype=np.float32).reshape(shape)
+    summed: Array = array.sum(axis=axes, dtype=np.float32).reshape(shape)
+    return summed

@@ -57,8 +57,8 @@ def round_nearest(rows: Array, precision: Precision) -> QuantizedWeights:
 def round_for_outputs(W: Array, H: Array, precision: Precision) -> QuantizedWeights:
     """Weights whose outputs differ least from those of W, of inputs with second moment H.
 
-    Scales are those of the least error weighted by diag(H); codes are found by GPTQ; beneath 8 bits, scales in closed form
-    and codes by coordinate descent follow in turn (see ``onnxcomp.linalg.gptq``).
+    Scales are those of the least error weighted by diag(H); codes are found by GPTQ; beneath 8 bits, scales in closed
+    form and codes by coordinate descent follow in turn (see ``onnxcomp.linalg.gptq``).
 
     Args:
         W: (G, outputs, d).

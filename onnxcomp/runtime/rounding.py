@@ -45,16 +45,16 @@ def round_calibrated(
 ) -> dict[str, RoundedLayer]:
     """Round the weights of these layers.
 
-    Beneath 8 bits, a layer's share of the loss that is allowed is its share of the weights; a layer that would lose more
-    gets 8. That spends the fewer bits where they save most bytes for the noise they make: the same noise per byte is
-    the limit everywhere.
+    Beneath 8 bits, a layer's share of the loss that is allowed is its share of the weights; a layer that would lose
+    more gets 8. That spends the fewer bits where they save most bytes for the noise they make: the same noise per byte
+    is the limit everywhere.
 
     Args:
         model: in float; not edited.
         layers: of its main graph, those that ``can_be_observed``, and how to hold their weights.
         dataset: samples to observe them on.
-        loss: what rounding to fewer than 8 bits may add to the outputs, over their variance; summed over all layers, as if each
-            one's noise reached the model's outputs whole.
+        loss: what rounding to fewer than 8 bits may add to the outputs, over their variance; summed over all layers, as
+            if each one's noise reached the model's outputs whole.
         most_stages: how often the samples may be run; once is without what the rounded layers before make of them.
 
     Returns:
