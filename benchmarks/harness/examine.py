@@ -36,7 +36,7 @@ __all__ = ["EVERY_PASS", "LOAD_AND_SAVE", "Finding", "examine", "mild", "passes_
 EVERY_PASS, LOAD_AND_SAVE = "all passes", "load and save"
 
 # By name of the option, for whatever pass has it: too much asked of a small model is no finding.
-_MILD = {"flops": 0.1}
+_MILD = {"flops": 0.1, "epochs": 1}
 _SAMPLES, _FEWER, _LARGE = 8, 2, 100_000  # of samples; fewer where one has more numbers than that
 _JITTER = 0.01  # of the spread of an input
 _LONGEST_SENTENCE = 1000

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcomp.graph.coded import coded_biases, coded_weights
+from onnxcomp.graph.coded import CodedBias, CodedWeight, coded_biases, coded_weights
 from onnxcomp.graph.constants import assign
 from onnxcomp.graph.edit import detach, replace_uses
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
@@ -53,7 +53,8 @@ class Trainable:
         student = model.copy()
         upgrade_opset(student, OPSET)
         weights, biases = coded_weights(student), coded_biases(student)
-        for coded in (*weights, *biases):
+        restored: list[CodedWeight | CodedBias] = [*weights, *biases]
+        for coded in restored:
             _decode(coded.tensor, coded.value)
         student.graph.cleanup()
         left = {
