@@ -24,8 +24,8 @@ from onnxcomp.passbase import Pass, Stage
 from onnxcomp.runtime.checkpoint import Checkpoint
 from onnxcomp.runtime.distillation import Course, Outcome, train
 from onnxcomp.runtime.gradients import Gradients
-from onnxcomp.runtime.heads import Head, LossName, heads
-from onnxcomp.runtime.session import create, run
+from onnxcomp.runtime.heads import Head, LossName, heads, matched
+from onnxcomp.runtime.session import create, run, with_outputs
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.targets import Targets
 
@@ -47,7 +47,7 @@ class Recover(Pass):
     samples need no labels; the more of them there are, the better: some thousands, if they can be had.
 
     1. Each output is compared with the teacher's: class scores and probabilities by their Kullback-Leibler divergence,
-       others by the square of the error (``loss``).
+       others by the square of the error (``loss``). Intermediate tensors can be compared as well (``match``).
     2. Mini-batches in random order, Adam, a learning rate that rises and falls once. A tenth of the samples, at most
        1,024, are held out; the weights that are best on those are kept, and where none are better, nothing changes.
     3. What earlier passes made stays: zeros of sparse weights are zero, channels that are gone are gone, factors and
@@ -74,6 +74,9 @@ class Recover(Pass):
         description="kl: divergence of class probabilities; mse: squared errors of the outputs; ce: cross entropy with "
         "the labels; auto: kl for class scores, mse for other outputs",
     )
+    match: tuple[str, ...] = Field(
+        (), description="names of intermediate tensors whose values are to be the original's too, by squared errors"
+    )
     optimizer: OptimizerName = Field("adam", description="adam, or sgd with Nesterov's momentum")
     patience: int = Field(
         10, ge=1, description="the held-out loss is measured 20 times; so many without a better one end the training"
@@ -98,7 +101,7 @@ class Recover(Pass):
         if self.loss == "ce" and data.labels is None:
             raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
         trainable = Trainable.of(model, self.freeze)
-        work = _Work.of(trainable, ctx.original, data, self.loss)
+        work = _Work.of(trainable, ctx.original, data, self.loss, self.match)
         frozen = work.gradients.frozen(work.probe)
         moving = [parameter for parameter in trainable.parameters if parameter.name not in frozen]
         if moving:
@@ -153,11 +156,14 @@ class _Work:
         )
 
     @classmethod
-    def of(cls, trainable: Trainable, original: Model, data: Dataset, loss: LossName) -> _Work:
+    def of(cls, trainable: Trainable, original: Model, data: Dataset, loss: LossName, match: Sequence[str]) -> _Work:
         probe, student = data.sample(), trainable.student
         shapes = observed(student, probe)
         found = heads(student, shapes, loss)
         labels = data.labels if found[0].kind == "ce" else None
+        if match:
+            outputs = {head.tensor for head in found}
+            found += matched([name for name in match if name not in outputs], shapes, observed(original, probe))
         variances = _variances(original, data, found)
         terms = [head.term(1 / len(found), variances[head.output]) for head in found]
         gradients = Gradients(student, [parameter.name for parameter in trainable.parameters], terms)
@@ -177,9 +183,9 @@ class _Work:
 
 
 def _variances(original: Model, data: Dataset, found: Sequence[Head]) -> dict[str, float]:
-    """Mean squares of the teacher's outputs, on a few samples."""
-    session = create(original)
+    """Mean squares of what the teacher gives, on a few samples."""
     sums = {head.output: [0.0, 0] for head in found}
+    session = create(with_outputs(original.skeleton(), list(sums)))
     for feeds in data.take(_VARIANCE_SAMPLES).feeds():
         values = run(session, feeds, list(sums))
         for name, entry in sums.items():

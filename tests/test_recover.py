@@ -18,6 +18,8 @@ from onnxcomp.graph.parameters import parameters
 from onnxcomp.linalg.optimizers import Optimizer, clipped, cosine
 from onnxcomp.passes.recover import Recover
 from onnxcomp.runtime.gradients import Gradients
+from onnxcomp.runtime.heads import matched
+from onnxcomp.runtime.session import create, run, with_outputs
 from onnxcomp.runtime.traced import trace
 from tests.models import model_of, value
 
@@ -276,3 +278,40 @@ def test_a_codebook_is_trained_and_its_zero_stays() -> None:
     by_weight = x.T @ (2 * (x @ book[codes]) / 12)
     expected = [by_weight[codes == code].sum() for code in range(4)]
     np.testing.assert_allclose(found.gradients["book"], expected, rtol=1e-4)
+
+
+def test_intermediate_tensors_are_matched() -> None:
+    """A hidden layer may find other values with the same outputs, unless it is to have the original's."""
+    student = network(noise=0.3)
+    plain = Recover(epochs=30, batch=16, lr=3e-3, loss="mse")
+    errors = []
+    x = np.random.default_rng(4).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    for options in (plain, plain.model_copy(update={"match": ("r1",)})):
+        model, _ = recovered(student, options)
+        ours, theirs = (
+            run(create(with_outputs(each.skeleton(), ["r1"])), {"x": x})["r1"]
+            for each in (model, Model.from_proto(network()))
+        )
+        errors.append(np.square(ours - theirs).mean() / np.square(theirs).mean())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_intermediate_tensors_and_labels_go_together() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 3, 8, 8)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x}, rng.integers(0, 5, 64), Model.from_proto(network()))
+    options = Recover(epochs=10, batch=16, loss="ce", match=("r1",))
+    _, ctx = recovered(network(noise=0.3), options, data)
+    assert {decision.action for decision in ctx.decisions} == {"trained"}
+
+
+def test_tensors_that_cannot_be_matched_are_named() -> None:
+    shapes = {"a": (1, 4), "b": (1, 8)}
+    with pytest.raises(PassError, match="'c', which the original does not compute"):
+        matched(["c"], shapes, shapes)
+    with pytest.raises(PassError, match="'b', which the model at this stage does not compute"):
+        matched(["a", "b"], {"a": (1, 4)}, shapes)
+    with pytest.raises(PassError, match=r"'a', which is \(1, 2\) now and was \(1, 4\)"):
+        matched(["a"], {"a": (1, 2)}, shapes)
+    with pytest.raises(PassError, match="'nowhere', which the original"):
+        recovered(network(), Recover(epochs=1, match=("nowhere",)))

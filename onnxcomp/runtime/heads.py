@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from onnxcomp.graph.constants import is_constant
 from onnxcomp.graph.stored import producer_of
 from onnxcomp.model import Model
 
-__all__ = ["Head", "LossName", "heads"]
+__all__ = ["Head", "LossName", "heads", "matched"]
 
 Array = np.ndarray[Any, Any]
 LossName = Literal["auto", "kl", "mse", "ce"]
@@ -86,6 +86,31 @@ def heads(model: Model, shapes: Mapping[str, tuple[int, ...]], loss: LossName) -
         needs = "of class scores" if loss in ("kl", "ce") else "of float32"
         raise PassError(f"recover: loss={loss!r} needs an output {needs}, and the model has none; use loss='mse'")
     return kept[:1] if loss == "ce" else kept
+
+
+def matched(
+    names: Sequence[str], student: Mapping[str, tuple[int, ...]], teacher: Mapping[str, tuple[int, ...]]
+) -> list[Head]:
+    """Intermediate tensors that are to have the teacher's values, by squared errors (Romero et al. 2015,
+    arXiv:1412.6550).
+
+    Args:
+        names: of tensors of both.
+        student, teacher: shapes of their tensors.
+
+    Raises:
+        PassError: one of the models lacks a tensor, or has another shape of it.
+    """
+    for name in names:
+        for model, shapes in (("the original", teacher), ("the model at this stage", student)):
+            if name not in shapes:
+                raise PassError(f"recover: option match names {name!r}, which {model} does not compute")
+        if student[name] != teacher[name]:
+            raise PassError(
+                f"recover: option match names {name!r}, which is {student[name]} now and was {teacher[name]}; "
+                "name tensors that no pass made smaller"
+            )
+    return [Head(name, name, "mse") for name in dict.fromkeys(names)]
 
 
 def _is_float(tensor: gs.Tensor) -> bool:

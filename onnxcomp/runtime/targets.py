@@ -46,9 +46,10 @@ class Targets:
         self._dataset = dataset
         self._heads = heads
         self._labels = None if labels is None else labels.reshape(dataset.units, -1).astype(np.int64)
+        self._taught = [head for head in heads if labels is None or head.kind != "ce"]
         self._session = None
-        if labels is None:
-            self._session = create(with_outputs(teacher.skeleton(), [head.output for head in heads]))
+        if self._taught:
+            self._session = create(with_outputs(teacher.skeleton(), [head.output for head in self._taught]))
         self._kept: dict[int, dict[str, Array]] = {}
         self._room = float(_KEPT)
 
@@ -66,16 +67,25 @@ class Targets:
         return [self._batch(ordered, joined)]
 
     def _batch(self, units: Sequence[int], feeds: Mapping[str, Array]) -> Batch:
-        if self._labels is not None:
-            return Batch(feeds, {self._heads[0].tensor: self._labels[list(units)].reshape(-1)})
+        return Batch(feeds, self._labelled(units) | self._answers(units, feeds))
+
+    def _labelled(self, units: Sequence[int]) -> dict[str, Array]:
+        if self._labels is None:
+            return {}
+        labels = self._labels[list(units)].reshape(-1)
+        return {head.tensor: labels for head in self._heads if head.kind == "ce"}
+
+    def _answers(self, units: Sequence[int], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The teacher's, kept ones where there are."""
+        if self._session is None:
+            return {}
         if all(unit in self._kept for unit in units):
             rows = [self._kept[unit] for unit in units]
-            return Batch(feeds, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
-        assert self._session is not None
+            return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         found = run(self._session, feeds)
-        targets = {head.tensor: head.target(found[head.output]) for head in self._heads}
+        targets = {head.tensor: head.target(found[head.output]) for head in self._taught}
         self._keep(units, targets)
-        return Batch(feeds, targets)
+        return targets
 
     def _keep(self, units: Sequence[int], targets: Mapping[str, Array]) -> None:
         if len(units) > 1 and any(len(value) != len(units) for value in targets.values()):
