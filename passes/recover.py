@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +21,15 @@ from onnxcomp.graph.trainable import Trainable, name_of_weight
 from onnxcomp.linalg.optimizers import OptimizerName
 from onnxcomp.linalg.variables import Variables
 from onnxcomp.model import Model
-from onnxcomp.passbase import Pass, Stage
+from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.checkpoint import Checkpoint
 from onnxcomp.runtime.distillation import Course, Outcome, train
+from onnxcomp.runtime.effort import Effort, effort_of_runs
 from onnxcomp.runtime.gradients import Gradients
 from onnxcomp.runtime.heads import Head, LossName, heads, matched
 from onnxcomp.runtime.session import create, run, with_outputs
 from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.target import Target
 from onnxcomp.runtime.targets import Targets
 
 __all__ = ["Recover"]
@@ -37,6 +40,10 @@ _HELD_OUT = 0.1
 _MOST_HELD_OUT = 1024
 _MEMORY = 4e9  # bytes of samples of a function
 _VARIANCE_SAMPLES = 8
+_STEPS = 1000  # where nothing else is said
+# What a sample of a step takes, in runs of the model, and each of its values in bytes: it is kept, with its gradient.
+_RUNS_PER_SAMPLE = 4
+_BYTES_PER_VALUE = 8
 
 
 class Recover(Pass):
@@ -112,11 +119,29 @@ class Recover(Pass):
         else:
             _log(ctx, layers, [], frozen, None)
 
+    def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
+        """See the base class."""
+        layers, names = weighted_layers(model), {parameter.name for parameter in Trainable.of(model).parameters}
+        trained = [layer for layer in layers if name_of_weight(layer) in names]
+        reasons = [_reason(layer) for layer in layers if layer not in trained]
+        return f"weights of {len(trained)} of {len(layers)} layers could be trained{because(reasons)}"
+
+    def effort(self, model: Model, dataset: Dataset | None) -> Effort | None:
+        """See the base class."""
+        if dataset is None:
+            return None
+        steps, batch = self._epochs(dataset.units) * max(1, dataset.units // self.batch), min(self.batch, dataset.units)
+        found = effort_of_runs(model, dataset, _RUNS_PER_SAMPLE * steps * batch)
+        values = sum(math.prod(shape) for shape in observed(model, dataset.sample()).values()) / max(1, dataset.least)
+        return replace(found, bytes=found.bytes + _BYTES_PER_VALUE * batch * values)
+
+    def _epochs(self, count: int) -> int:
+        return self.epochs or math.ceil(_STEPS / max(1, count // min(self.batch, count)))
+
     def _train(self, work: _Work, moving: Sequence[Parameter], ctx: Context) -> Outcome:
         training, held_out = work.split
-        steps = max(1, len(training) // min(self.batch, len(training)))
         course = Course(
-            epochs=self.epochs or math.ceil(1000 / steps),
+            epochs=self._epochs(len(training)),
             batch=self.batch,
             rate=self.lr,
             optimizer=self.optimizer,
