@@ -10,27 +10,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
-from onnxcomp.graph.parameters import Parameter
 from onnxcomp.graph.trainable import Trainable, name_of_weight
 from onnxcomp.linalg.optimizers import OptimizerName
-from onnxcomp.linalg.variables import Variables
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.checkpoint import Checkpoint
 from onnxcomp.runtime.distillation import Course, Outcome, train
 from onnxcomp.runtime.effort import Effort, effort_of_runs
-from onnxcomp.runtime.gradients import Gradients
-from onnxcomp.runtime.heads import Head, LossName, heads, matched
-from onnxcomp.runtime.session import create, run, with_outputs
+from onnxcomp.runtime.heads import LossName
+from onnxcomp.runtime.lessons import Curriculum, Lesson
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
-from onnxcomp.runtime.targets import Targets
 
 __all__ = ["Recover"]
 
@@ -39,7 +35,6 @@ Array = np.ndarray[Any, Any]
 _HELD_OUT = 0.1
 _MOST_HELD_OUT = 1024
 _MEMORY = 4e9  # bytes of samples of a function
-_VARIANCE_SAMPLES = 8
 _STEPS = 1000  # where nothing else is said
 # What a sample of a step takes, in runs of the model, and each of its values in bytes: it is kept, with its gradient.
 _RUNS_PER_SAMPLE = 4
@@ -57,7 +52,9 @@ class Recover(Pass):
        others by the square of the error (``loss``). Intermediate tensors can be compared as well (``match``).
     2. Mini-batches in random order, Adam, a learning rate that rises and falls once. A tenth of the samples, at most
        1,024, are held out; the weights that are best on those are kept, and where none are better, nothing changes.
-    3. What earlier passes made stays: zeros of sparse weights are zero, channels that are gone are gone, factors and
+    3. With ``parts``, each part of the network is trained on its own, on what the trained parts before it give, to have
+       the original's values at its end (block-wise distillation). That takes the memory of one part.
+    4. What earlier passes made stays: zeros of sparse weights are zero, channels that are gone are gone, factors and
        codebooks are trained as they are. Weights in codes stay on their grids: behind each code stands a real number,
        which the gradient moves as if it were not rounded, and scales are trained too (learned step sizes, Esser et al.
        2020, arXiv:1902.08153).
@@ -84,6 +81,13 @@ class Recover(Pass):
     match: tuple[str, ...] = Field(
         (), description="names of intermediate tensors whose values are to be the original's too, by squared errors"
     )
+    parts: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="train the network in so many parts, one after the other, each by what the original has at its "
+        "end: less memory, for large models",
+    )
     optimizer: OptimizerName = Field("adam", description="adam, or sgd with Nesterov's momentum")
     patience: int = Field(
         10, ge=1, description="the held-out loss is measured 20 times; so many without a better one end the training"
@@ -92,6 +96,12 @@ class Recover(Pass):
     checkpoint: str | None = Field(
         None, description="file to keep the state in 20 times, and to go on from after an interruption"
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Recover:
+        if self.parts > 1 and (self.checkpoint is not None or self.match):
+            raise ValueError("parts are trained without checkpoint and match; leave those out, or parts")
+        return self
 
     def run(self, model: Model, ctx: Context) -> None:
         """See the class.
@@ -108,16 +118,21 @@ class Recover(Pass):
         if self.loss == "ce" and data.labels is None:
             raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
         trainable = Trainable.of(model, self.freeze)
-        work = _Work.of(trainable, ctx.original, data, self.loss, self.match)
-        frozen = work.gradients.frozen(work.probe)
-        moving = [parameter for parameter in trainable.parameters if parameter.name not in frozen]
-        if moving:
-            outcome = self._train(work, moving, ctx)
-            if outcome.after < outcome.before:
-                trainable.write(model, outcome.values)
-            _log(ctx, layers, moving, frozen, outcome)
-        else:
-            _log(ctx, layers, [], frozen, None)
+        curriculum = Curriculum(trainable.student, ctx.original, data, self.loss, self.match)
+        names = [parameter.name for parameter in trainable.parameters]
+        lessons = curriculum.parts(self.parts, names) if self.parts > 1 else iter([curriculum.whole(names)])
+        learnt, outcomes, frozen = dict[str, Array](), dict[str, Outcome](), dict[str, str]()
+        for lesson in lessons:
+            frozen |= lesson.gradients.frozen(lesson.probe)
+            moving = [name for name in lesson.gradients.parameters if name not in frozen]
+            if moving:
+                outcome = self._train(lesson, trainable, moving, data, ctx)
+                outcomes.update(dict.fromkeys(moving, outcome))
+                if outcome.after < outcome.before:
+                    learnt |= outcome.values
+                    trainable.learn(outcome.values)  # for the parts to come
+        trainable.write(model, learnt)
+        _log(ctx, layers, outcomes, frozen)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
@@ -138,8 +153,10 @@ class Recover(Pass):
     def _epochs(self, count: int) -> int:
         return self.epochs or math.ceil(_STEPS / max(1, count // min(self.batch, count)))
 
-    def _train(self, work: _Work, moving: Sequence[Parameter], ctx: Context) -> Outcome:
-        training, held_out = work.split
+    def _train(
+        self, lesson: Lesson, trainable: Trainable, moving: Sequence[str], data: Dataset, ctx: Context
+    ) -> Outcome:
+        training, held_out = _split(data.units)
         course = Course(
             epochs=self._epochs(len(training)),
             batch=self.batch,
@@ -150,12 +167,13 @@ class Recover(Pass):
         )
         checkpoint = None
         if self.checkpoint is not None:
-            checkpoint = Checkpoint(Path(self.checkpoint), work.identity([str(self), str(ctx.seed)]))
+            identity = _digest(trainable.student, data, [str(self), str(ctx.seed)])
+            checkpoint = Checkpoint(Path(self.checkpoint), identity)
         return train(
-            work.gradients,
-            work.variables(moving),
-            {parameter.name: parameter.kept for parameter in moving if parameter.kept is not None},
-            work.targets,
+            lesson.gradients,
+            trainable.variables(moving),
+            {name: mask for name, mask in trainable.kept.items() if name in moving},
+            lesson.targets,
             (training, held_out),
             course,
             checkpoint,
@@ -163,81 +181,40 @@ class Recover(Pass):
         )
 
 
-class _Work:
-    """Student, teacher and samples, ready to train on."""
-
-    def __init__(self, trainable: Trainable, data: Dataset, gradients: Gradients, targets: Targets, probe: Any) -> None:
-        self._trainable = trainable
-        self._data = data
-        self.gradients = gradients
-        self.targets = targets
-        self.probe: Mapping[str, Array] = probe
-        count = data.units
-        held = min(max(1, round(count * _HELD_OUT)), _MOST_HELD_OUT)
-        order = np.random.default_rng(0).permutation(count)
-        self.split: tuple[list[int], list[int]] = (
-            sorted(map(int, order[held:])) or [0],
-            sorted(map(int, order[:held])),
-        )
-
-    @classmethod
-    def of(cls, trainable: Trainable, original: Model, data: Dataset, loss: LossName, match: Sequence[str]) -> _Work:
-        probe, student = data.sample(), trainable.student
-        shapes = observed(student, probe)
-        found = heads(student, shapes, loss)
-        labels = data.labels if found[0].kind == "ce" else None
-        if match:
-            outputs = {head.tensor for head in found}
-            found += matched([name for name in match if name not in outputs], shapes, observed(original, probe))
-        variances = _variances(original, data, found)
-        terms = [head.term(1 / len(found), variances[head.output]) for head in found]
-        gradients = Gradients(student, [parameter.name for parameter in trainable.parameters], terms)
-        return cls(trainable, data, gradients, Targets(original, data, found, labels), probe)
-
-    def variables(self, moving: Sequence[Parameter]) -> Variables:
-        """Of which these parameters are made."""
-        values = {parameter.name: parameter.value for parameter in moving}
-        return Variables(values, {name: grid for name, grid in self._trainable.grids.items() if name in values})
-
-    def identity(self, options: Sequence[str]) -> str:
-        """A digest of all that the training depends on."""
-        digest = hashlib.sha256("\0".join(options).encode())
-        digest.update(self._trainable.student.serialize())
-        digest.update(self._data.describe()["sha256"].encode())
-        return digest.hexdigest()
+def _split(count: int) -> tuple[list[int], list[int]]:
+    """Positions of the units to train on, and of those that are held out."""
+    held = min(max(1, round(count * _HELD_OUT)), _MOST_HELD_OUT)
+    order = np.random.default_rng(0).permutation(count)
+    return sorted(map(int, order[held:])) or [0], sorted(map(int, order[:held]))
 
 
-def _variances(original: Model, data: Dataset, found: Sequence[Head]) -> dict[str, float]:
-    """Mean squares of what the teacher gives, on a few samples."""
-    sums = {head.output: [0.0, 0] for head in found}
-    session = create(with_outputs(original.skeleton(), list(sums)))
-    for feeds in data.take(_VARIANCE_SAMPLES).feeds():
-        values = run(session, feeds, list(sums))
-        for name, entry in sums.items():
-            entry[0] += float(np.square(values[name], dtype=np.float64).sum())
-            entry[1] += values[name].size
-    return {name: total / max(1, count) for name, (total, count) in sums.items()}
+def _digest(student: Model, data: Dataset, options: Sequence[str]) -> str:
+    """Of all that a training depends on."""
+    digest = hashlib.sha256("\0".join(options).encode())
+    digest.update(student.serialize())
+    digest.update(data.describe()["sha256"].encode())
+    return digest.hexdigest()
 
 
 def _log(
-    ctx: Context,
-    layers: Sequence[WeightedLayer],
-    moving: Sequence[Parameter],
-    frozen: Mapping[str, str],
-    outcome: Outcome | None,
+    ctx: Context, layers: Sequence[WeightedLayer], outcomes: Mapping[str, Outcome], frozen: Mapping[str, str]
 ) -> None:
-    """Decide about every layer."""
-    names = {parameter.name for parameter in moving}
+    """Decide about every layer.
+
+    Args:
+        outcomes: by name of the parameters that were trained.
+        frozen: reasons by name of the others.
+    """
     for layer in layers:
         weight = name_of_weight(layer)
-        if outcome is not None and weight in names:
-            if outcome.after < outcome.before:
-                told = f"{outcome.before:.3g} to {outcome.after:.3g} in {outcome.steps} steps"
-                ctx.act(layer, "trained", f"held-out loss from {told}")
-            else:
-                ctx.skip(layer, f"no training step made the held-out loss smaller than {outcome.before:.3g}")
-        else:
+        outcome = outcomes.get(weight)
+        if outcome is None:
             ctx.skip(layer, frozen.get(weight) or _reason(layer))
+        elif outcome.after < outcome.before:
+            told = f"{outcome.before:.3g} to {outcome.after:.3g} in {outcome.steps} steps"
+            ctx.act(layer, "trained", f"held-out loss from {told}")
+        else:
+            ctx.skip(layer, f"no training step made the held-out loss smaller than {outcome.before:.3g}")
 
 
 def _reason(layer: WeightedLayer) -> str:

@@ -86,14 +86,14 @@ def test_nothing_learnt_leaves_the_bytes_alone() -> None:
     assert stored(model.proto()) == before
 
 
-@pytest.mark.parametrize("mode", ["static", "weights"])
-def test_codes_are_trained(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "parts"), [("static", 1), ("weights", 1), ("static", 3)])
+def test_codes_are_trained(mode: str, parts: int) -> None:
     original, model, data = network(), network(), samples()
     quantize(model, data, bits=2, mode=mode, block=0, rounding="nearest")
     context = Context(target=Target.host(), data=data, original=original, scope="recover")
     before = np.square(outputs(model, data) - outputs(original, data)).mean()
     names = [weight.tensor.name for weight in coded_weights(model)]
-    Recover(epochs=40, batch=16, lr=3e-3, loss="mse").run(model, context)
+    Recover(epochs=40, batch=16, lr=3e-3, loss="mse", parts=parts).run(model, context)
     after = np.square(outputs(model, data) - outputs(original, data)).mean()
     assert after < 0.5 * before
     assert {decision.action for decision in context.decisions} == {"trained"}

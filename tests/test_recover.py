@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from onnxcomp import Context, Dataset, Model, Target, compress
 from onnxcomp.errors import PassError, UsageError
 from onnxcomp.gradient import Term
+from onnxcomp.graph.cuts import between, cuts, evenly
 from onnxcomp.graph.parameters import parameters
 from onnxcomp.linalg.optimizers import Optimizer, clipped, cosine
 from onnxcomp.passes.recover import Recover
@@ -22,6 +23,7 @@ from onnxcomp.runtime.heads import matched
 from onnxcomp.runtime.session import create, run, with_outputs
 from onnxcomp.runtime.traced import trace
 from tests.models import model_of, value
+from tests.quantizing import build
 
 Array = np.ndarray[Any, Any]
 
@@ -315,3 +317,46 @@ def test_tensors_that_cannot_be_matched_are_named() -> None:
         matched(["a"], {"a": (1, 2)}, shapes)
     with pytest.raises(PassError, match="'nowhere', which the original"):
         recovered(network(), Recover(epochs=1, match=("nowhere",)))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_network_is_trained_in_parts(parts: int) -> None:
+    """Each learns what the original has at its end; the cut is where one tensor holds all."""
+    student = network(noise=0.3)
+    before = error_of(Model.from_proto(student))
+    model, ctx = recovered(student, SHORT.model_copy(update={"parts": parts}))
+    assert error_of(model) < 0.2 * before
+    assert {decision.action for decision in ctx.decisions} == {"trained"}
+    reasons = {decision.reason for decision in ctx.decisions}
+    assert len(reasons) == parts
+
+
+def test_cuts_are_where_one_tensor_holds_all_that_depends_on_parameters() -> None:
+    """Not within a residual branch; a mask that no parameter makes goes past them."""
+    model = build(
+        """
+        g (float[N, 8] x, float[N, 1] m) => (float[N, 4] y) {
+            mask = Neg(m)
+            h = MatMul(x, a)
+            r = Relu(h)
+            t = MatMul(r, b)
+            s = Add(t, h)
+            u = Mul(s, mask)
+            y = MatMul(u, c)
+        }""",
+        {name: np.ones(shape, np.float32) for name, shape in {"a": (8, 8), "b": (8, 8), "c": (8, 4)}.items()},
+    )
+    found = cuts(model, ["a", "b", "c"])
+    assert found == ["h", "u"]
+    places = {"h": 0.2, "u": 0.6}
+    assert evenly(found, places, 2) == ["u"]
+    assert evenly(found, places, 4) == ["h", "u"]
+    assert evenly([], {}, 4) == []
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((3, 8)).astype(np.float32), "m": rng.standard_normal((3, 1)).astype(np.float32)}
+    whole = run(create(model), feeds)["y"]
+    first, last = between(model, None, "s"), between(model, "s", None, (3, 8))
+    assert [value.name for value in first.proto().graph.input] == ["x"]
+    assert {value.name for value in last.proto().graph.input} == {"m", "s"}
+    middle = run(create(first), {"x": feeds["x"]})
+    np.testing.assert_array_equal(run(create(last), {"m": feeds["m"], **middle})["y"], whole)

@@ -16,7 +16,7 @@ from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.graph.parameters import Parameter, parameters
 from onnxcomp.linalg.code_grid import CodeGrid, deliberate_zeros
-from onnxcomp.linalg.variables import stretch_of
+from onnxcomp.linalg.variables import Variables, stretch_of
 from onnxcomp.model import Model
 
 __all__ = ["Trainable", "name_of_weight"]
@@ -73,6 +73,27 @@ class Trainable:
         grids = {name: weight.grid for weight in weights if (name := str(weight.tensor.name)) in names}
         return cls(student, found, grids)
 
+    @property
+    def kept(self) -> dict[str, Array]:
+        """Where parameters may change, of those whose zeros are to stay."""
+        return {parameter.name: parameter.kept for parameter in self.parameters if parameter.kept is not None}
+
+    def variables(self, names: Collection[str]) -> Variables:
+        """Of which these parameters are made."""
+        values = {parameter.name: parameter.value for parameter in self.parameters if parameter.name in names}
+        return Variables(values, {name: grid for name, grid in self.grids.items() if name in values})
+
+    def learn(self, learnt: Mapping[str, Array]) -> None:
+        """Put variables that were learnt into the student."""
+        values = self.variables([name for name in learnt if name in self._names]).parameters(learnt)
+        for parameter in self.parameters:
+            if parameter.name in values:
+                assign(parameter.tensor, values[parameter.name])
+
+    @property
+    def _names(self) -> set[str]:
+        return {parameter.name for parameter in self.parameters}
+
     def write(self, model: Model, learnt: Mapping[str, Array]) -> None:
         """Put variables that were learnt into the model that this is a copy of.
 
@@ -83,10 +104,9 @@ class Trainable:
         Raises:
             OverflowError: a bias no longer fits the integers that hold it.
         """
-        before = {parameter.name: parameter.value for parameter in self.parameters}
         weights = {str(weight.tensor.name): weight for weight in coded_weights(model)}
         biases = {str(bias.tensor.name): bias for bias in coded_biases(model)}
-        plain = {parameter.name: parameter.tensor for parameter in parameters(model)}
+        plain = {parameter.name: parameter for parameter in parameters(model)}
         stretches = {name: learnt[stretch_of(name)] for name in self.grids if name in learnt}
         for name, bias in biases.items():
             stretch = stretches.get(str(bias.weight.name), np.ones(1, np.float32))
@@ -96,8 +116,8 @@ class Trainable:
             grid = self.grids[name]
             weights[name].write(grid.codes(learnt[name], stretch), grid.stretched(stretch))
         for name in learnt.keys() & plain.keys() - biases.keys() - weights.keys():
-            if not np.array_equal(learnt[name], before[name]):
-                assign(plain[name], learnt[name])
+            if not np.array_equal(learnt[name], plain[name].value):
+                assign(plain[name].tensor, learnt[name])
 
 
 def name_of_weight(layer: WeightedLayer) -> str:

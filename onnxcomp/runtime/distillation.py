@@ -14,7 +14,7 @@ from onnxcomp.linalg.variables import Variables
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.checkpoint import Checkpoint
 from onnxcomp.runtime.gradients import Gradients
-from onnxcomp.runtime.targets import Targets
+from onnxcomp.runtime.lessons import Batches
 
 __all__ = ["Course", "Outcome", "train"]
 
@@ -70,7 +70,7 @@ def train(
     gradients: Gradients,
     variables: Variables,
     kept: Mapping[str, Array],
-    targets: Targets,
+    targets: Batches,
     split: tuple[Sequence[int], Sequence[int]],
     course: Course,
     checkpoint: Checkpoint | None = None,
@@ -134,7 +134,7 @@ class _Training:
         gradients: Gradients,
         variables: Variables,
         kept: Mapping[str, Array],
-        targets: Targets,
+        targets: Batches,
         split: tuple[Sequence[int], Sequence[int]],
         course: Course,
     ) -> None:

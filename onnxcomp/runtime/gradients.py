@@ -59,6 +59,11 @@ class Gradients:
         self._threads = threads
         self._compiled: dict[tuple[tuple[str, tuple[int, ...]], ...], _Compiled] = {}
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """That are asked for."""
+        return self._parameters
+
     def frozen(self, feeds: Feeds) -> dict[str, str]:
         """Parameters without a gradient, and why."""
         return self._for(feeds).derivative.frozen

@@ -1,0 +1,162 @@
+"""What a student is trained on: a network as a whole, or one part of it after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxcomp.data import Dataset
+from onnxcomp.graph.cuts import between, cuts, evenly
+from onnxcomp.model import Model
+from onnxcomp.runtime.gradients import Gradients
+from onnxcomp.runtime.heads import Head, LossName, heads, matched
+from onnxcomp.runtime.session import Feeds, create, run, with_outputs
+from onnxcomp.runtime.shapes import observed
+from onnxcomp.runtime.targets import Batch, Targets
+
+__all__ = ["Batches", "Curriculum", "Lesson"]
+
+Array = np.ndarray[Any, Any]
+_VARIANCE_SAMPLES = 8
+
+
+class Batches(Protocol):
+    """Gives feeds with what the student is to answer."""
+
+    def batches(self, positions: Sequence[int]) -> list[Batch]:
+        """Of these units: one batch where they may be fed together, else one for each."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A network, or a part of one, with its losses.
+
+    Attributes:
+        gradients: of its losses.
+        targets: feeds and the teacher's answers.
+        probe: one sample's feeds.
+    """
+
+    gradients: Gradients
+    targets: Batches
+    probe: Feeds
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Teacher, student and samples.
+
+    Attributes:
+        student: its constants change between the lessons.
+        original: the teacher.
+        data: samples, of which any may be read at any time.
+        loss: of the outputs.
+        match: names of intermediate tensors to compare as well.
+    """
+
+    student: Model
+    original: Model
+    data: Dataset
+    loss: LossName
+    match: Sequence[str] = ()
+
+    def whole(self, parameters: Sequence[str]) -> Lesson:
+        """All of the network by the losses of its outputs.
+
+        Raises:
+            PassError: no output has such a loss, or a tensor of ``match`` is missing.
+        """
+        probe = self.data.sample()
+        shapes = observed(self.student, probe)
+        found = heads(self.student, shapes, self.loss)
+        if self.match:
+            outputs = {head.tensor for head in found}
+            names = [name for name in self.match if name not in outputs]
+            found += matched(names, shapes, observed(self.original, probe))
+        gradients = Gradients(self.student, parameters, self._terms(found))
+        return Lesson(gradients, self._targets(found), probe)
+
+    def parts(self, count: int, parameters: Sequence[str]) -> Iterator[Lesson]:
+        """The network in parts, each trained to continue what the student gives it as the teacher would.
+
+        A part takes what the parts before it give once they are trained; all but the last are compared with the
+        teacher's values by squared errors. Memory is needed for the values of one part.
+
+        Args:
+            count: at most so many; cuts are where one tensor holds all, which no pass has changed in shape.
+            parameters: names of initializers of the student.
+        """
+        probe = self.data.sample()
+        shapes = observed(self.student, probe)
+        ends: list[str | None] = [*self._cuts(count, parameters, shapes), None]
+        start: str | None = None
+        for end in ends:
+            part = between(self.student, start, end)
+            found = heads(part, shapes, self.loss) if end is None else matched([end], shapes, shapes)
+            names = [tensor.name for tensor in part.proto().graph.initializer if tensor.name in set(parameters)]
+            targets: Batches = self._targets(found)
+            if start is not None:
+                targets = _Continued(targets, between(self.student, None, start), part, start)
+            if names:
+                feeds = targets.batches([0])[0].feeds
+                yield Lesson(Gradients(part, names, self._terms(found)), targets, feeds)
+            start = end
+
+    def _cuts(self, count: int, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        theirs = observed(self.original, self.data.sample())
+        places = [name for name in cuts(self.student, parameters) if theirs.get(name) == shapes.get(name)]
+        total, positions = 0.0, {}
+        for node in self.student.proto().graph.node:
+            total += sum(float(np.prod(shapes.get(name, (0,)))) for name in node.output)
+            positions.update(dict.fromkeys(node.output, total))
+        shares = {name: positions[name] / max(1.0, total) for name in places}
+        return evenly(places, shares, count)
+
+    def _targets(self, found: Sequence[Head]) -> Targets:
+        return Targets(self.original, self.data, found, self.data.labels if found[0].kind == "ce" else None)
+
+    def _terms(self, found: Sequence[Head]) -> list[Any]:
+        variances = self._variances(found)
+        return [head.term(1 / len(found), variances[head.output]) for head in found]
+
+    def _variances(self, found: Sequence[Head]) -> dict[str, float]:
+        """Mean squares of what the teacher gives, on a few samples."""
+        sums = {head.output: [0.0, 0] for head in found}
+        session = create(with_outputs(self.original.skeleton(), list(sums)))
+        for feeds in self.data.take(_VARIANCE_SAMPLES).feeds():
+            values = run(session, feeds, list(sums))
+            for name, entry in sums.items():
+                entry[0] += float(np.square(values[name], dtype=np.float64).sum())
+                entry[1] += values[name].size
+        return {name: total / max(1, count) for name, (total, count) in sums.items()}
+
+
+class _Continued:
+    """Batches of a part of the student: what the parts before it give, and the teacher's answers.
+
+    Args:
+        targets: of the whole network's feeds.
+        before: the parts before, as they are now.
+        part: that is fed.
+        start: the tensor between them.
+    """
+
+    def __init__(self, targets: Batches, before: Model, part: Model, start: str) -> None:
+        self._targets = targets
+        self._session: ort.InferenceSession = create(before)
+        self._start = start
+        self._inputs = {value.name for value in part.proto().graph.input}
+
+    def batches(self, positions: Sequence[int]) -> list[Batch]:
+        """See ``Batches``."""
+        return [self._continued(batch) for batch in self._targets.batches(positions)]
+
+    def _continued(self, batch: Batch) -> Batch:
+        taken = {value.name for value in self._session.get_inputs()}
+        given = {name: value for name, value in batch.feeds.items() if name in taken}
+        feeds = dict(batch.feeds) | run(self._session, given, [self._start])
+        return Batch({name: value for name, value in feeds.items() if name in self._inputs}, batch.targets)
