@@ -159,16 +159,15 @@ class _Compiled:
         """Trust the fast form when it gives the same gradients once."""
         self._checked = True
         assert self._fast is not None
+        plain = _run(self._plain_session(), self._outputs, given)
+        self._plain = None  # what it holds is as much as the other will
         made = {name: value for name, value in given.items() if name not in self._traced_names()}
         try:
             fast = _run(self._fast.session, self._outputs, made | self._fast.feeds(given))
         except SessionError:
             self._fast = None
             return
-        plain = _run(self._plain_session(), self._outputs, given)
-        if all(_close(one, other) for one, other in zip(fast, plain, strict=True)):
-            self._plain = None
-        else:
+        if not all(_close(one, other) for one, other in zip(fast, plain, strict=True)):
             self._fast = None
 
     def _plain_session(self) -> ort.InferenceSession:
