@@ -23,7 +23,7 @@ from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.checkpoint import Checkpoint
 from onnxcomp.runtime.distillation import Course, Outcome, train
 from onnxcomp.runtime.effort import Effort, effort_of_runs
-from onnxcomp.runtime.heads import LossName
+from onnxcomp.runtime.heads import LossName, float_outputs
 from onnxcomp.runtime.lessons import Curriculum, Lesson
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
@@ -112,6 +112,12 @@ class Recover(Pass):
         layers = weighted_layers(model)
         if unknown := set(self.freeze).difference(layer.name for layer in layers):
             raise PassError(f"recover: option freeze names {min(unknown)!r}, which is no weighted layer of this model")
+        if not float_outputs(model):
+            for layer in layers:
+                ctx.skip(layer, "no output of the model is of float32, so no loss tells what to change")
+            return
+        if not layers:
+            return
         data = ctx.require_data().at_random(_MEMORY)
         if ctx.original is None:
             raise PassError("recover needs the original model to learn from; run it through compress or the command")

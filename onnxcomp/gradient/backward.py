@@ -105,7 +105,7 @@ class _Backward:
         if trained:
             self._walk(tape, grads, set(trained))
         gradients = {name: _sum(tape, grads[name]) for name in trained if grads[name]}
-        _finish(model, loss, gradients, trained, self.shapes, [term.tensor for term in self.terms])
+        _finish(model, loss, gradients, self.shapes, [term.tensor for term in self.terms])
         for name, target in targets.items():
             model.graph.input.append(onnx.helper.make_tensor_value_info(target, *self._target_type(name)))
         frozen = {name: self._why(name) for name in self.parameters if name not in gradients}
@@ -124,18 +124,22 @@ class _Backward:
         """Whether a gradient can belong to the tensor: to a number, or to the code that QuantizeLinear gives one."""
         return bool(name) and (self.types.get(name) in _FLOATS or name in self._codes)
 
+    def _may_carry(self, name: str) -> bool:
+        """The same, or its type is not known: it comes of an operator of another domain."""
+        return bool(name) and (self._carries(name) or name not in self.types)
+
     def _find_reasons(self) -> None:
         """Walk back from the loss: tensors behind a barred place are barred, with its reason."""
         self._codes = {node.output[0] for node in self.forward.graph.node if node.op_type == "QuantizeLinear"}
         for index in reversed(range(len(self.forward.graph.node))):
             node = self.forward.graph.node[index]
-            outputs = [name for name in node.output if name in self.reaching and self._carries(name)]
+            outputs = [name for name in node.output if name in self.reaching and self._may_carry(name)]
             if not outputs:
                 continue
             reason = self._reason(index, node, outputs)
             for position, name in enumerate(node.input):
                 why = reason or self.barred.get((index, position))
-                if why and self._carries(name):
+                if why and self._may_carry(name):
                     self.reasons.setdefault(name, why)
 
     def _reason(self, index: int, node: onnx.NodeProto, outputs: Sequence[str]) -> str | None:
@@ -249,23 +253,21 @@ def _finish(
     model: onnx.ModelProto,
     loss: str,
     gradients: Mapping[str, str],
-    trained: Sequence[str],
     shapes: Mapping[str, Shape],
     watched: Sequence[str],
 ) -> None:
     """Declare inputs and outputs, and drop what nobody reads."""
     graph = model.graph
     graph.output.append(onnx.helper.make_tensor_value_info(loss, _FLOAT, []))
-    for name in trained:
-        if name in gradients:
-            graph.output.append(onnx.helper.make_tensor_value_info(gradients[name], _FLOAT, shapes[name]))
+    for name, gradient in gradients.items():
+        graph.output.append(onnx.helper.make_tensor_value_info(gradient, _FLOAT, shapes[name]))
     for name in dict.fromkeys(watched):
         graph.output.append(onnx.helper.make_tensor_value_info(name, _FLOAT, shapes[name]))
     declared = {value.name for value in graph.input}
-    for name in trained:
+    for name in gradients:
         if name not in declared:
             graph.input.append(onnx.helper.make_tensor_value_info(name, _FLOAT, shapes[name]))
-    kept = drop_unneeded_nodes(graph).difference(trained)
+    kept = drop_unneeded_nodes(graph).difference(gradients)
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name not in kept:
             del graph.initializer[index]

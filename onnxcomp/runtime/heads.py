@@ -16,7 +16,7 @@ from onnxcomp.graph.constants import is_constant
 from onnxcomp.graph.stored import producer_of
 from onnxcomp.model import Model
 
-__all__ = ["Head", "LossName", "heads", "matched"]
+__all__ = ["Head", "LossName", "float_outputs", "heads", "matched"]
 
 Array = np.ndarray[Any, Any]
 LossName = Literal["auto", "kl", "mse", "ce"]
@@ -79,8 +79,7 @@ def heads(model: Model, shapes: Mapping[str, tuple[int, ...]], loss: LossName) -
     Raises:
         PassError: it has no output that can be trained so.
     """
-    floats = [tensor for tensor in model.graph.outputs if tensor.name in shapes and _is_float(tensor)]
-    found = [_head(tensor, shapes[tensor.name], loss) for tensor in floats]
+    found = [_head(tensor, shapes[tensor.name], loss) for tensor in float_outputs(model) if tensor.name in shapes]
     kept = [head for head in found if head is not None]
     if not kept:
         needs = "of class scores" if loss in ("kl", "ce") else "of float32"
@@ -113,8 +112,9 @@ def matched(
     return [Head(name, name, "mse") for name in dict.fromkeys(names)]
 
 
-def _is_float(tensor: gs.Tensor) -> bool:
-    return tensor.dtype in (None, np.float32)
+def float_outputs(model: Model) -> list[gs.Tensor]:
+    """The outputs of a model that a loss can be of."""
+    return [tensor for tensor in model.graph.outputs if tensor.dtype in (None, np.float32)]
 
 
 def _head(tensor: gs.Tensor, shape: tuple[int, ...], loss: LossName) -> Head | None:
