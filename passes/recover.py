@@ -116,14 +116,15 @@ class Recover(Pass):
             for layer in layers:
                 ctx.skip(layer, "no output of the model is of float32, so no loss tells what to change")
             return
-        if not layers:
+        trainable = Trainable.of(model, self.freeze)
+        if not trainable.parameters:
+            _log(ctx, layers, {}, {})
             return
         data = ctx.require_data().at_random(_MEMORY)
         if ctx.original is None:
             raise PassError("recover needs the original model to learn from; run it through compress or the command")
         if self.loss == "ce" and data.labels is None:
             raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
-        trainable = Trainable.of(model, self.freeze)
         curriculum = Curriculum(trainable.student, ctx.original, data, self.loss, self.match)
         names = [parameter.name for parameter in trainable.parameters]
         lessons = curriculum.parts(self.parts, names) if self.parts > 1 else iter([curriculum.whole(names)])
