@@ -91,6 +91,8 @@ def passes(draw: st.DrawFn) -> Pass:
         options = _of_one_kind(draw, options)
     if cls.name == "quant" and options.get("bits") == 16:
         options = {"bits": 16}  # which few others go with
+    if cls.name == "recover" and options.get("parts", 1) > 1:
+        options = {name: value for name, value in options.items() if name not in ("checkpoint", "match")}
     return cls.with_options(options)
 
 
