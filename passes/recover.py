@@ -120,12 +120,7 @@ class Recover(Pass):
         if not trainable.parameters:
             _log(ctx, layers, {}, {})
             return
-        data = ctx.require_data().at_random(_MEMORY)
-        if ctx.original is None:
-            raise PassError("recover needs the original model to learn from; run it through compress or the command")
-        if self.loss == "ce" and data.labels is None:
-            raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
-        curriculum = Curriculum(trainable.student, ctx.original, data, self.loss, self.match)
+        curriculum = self._curriculum(trainable, ctx)
         names = [parameter.name for parameter in trainable.parameters]
         lessons = curriculum.parts(self.parts, names) if self.parts > 1 else iter([curriculum.whole(names)])
         learnt, outcomes, frozen = dict[str, Array](), dict[str, Outcome](), dict[str, str]()
@@ -133,13 +128,21 @@ class Recover(Pass):
             frozen |= lesson.gradients.frozen(lesson.probe)
             moving = [name for name in lesson.gradients.parameters if name not in frozen]
             if moving:
-                outcome = self._train(lesson, trainable, moving, data, ctx)
+                outcome = self._train(lesson, trainable, moving, curriculum.data, ctx)
                 outcomes.update(dict.fromkeys(moving, outcome))
                 if outcome.after < outcome.before:
                     learnt |= outcome.values
                     trainable.learn(outcome.values)  # for the parts to come
         trainable.write(model, learnt)
         _log(ctx, layers, outcomes, frozen)
+
+    def _curriculum(self, trainable: Trainable, ctx: Context) -> Curriculum:
+        data = ctx.require_data().at_random(_MEMORY)
+        if ctx.original is None:
+            raise PassError("recover needs the original model to learn from; run it through compress or the command")
+        if self.loss == "ce" and data.labels is None:
+            raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
+        return Curriculum(trainable.student, ctx.original, data, self.loss, self.match)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
