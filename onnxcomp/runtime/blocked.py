@@ -26,11 +26,12 @@ __all__ = ["block_size", "keep_blocked"]
 Shape = tuple[int, ...]
 
 _DOMAIN = "com.microsoft.nchwc"
+# Shapes of tensors of one element, that any layout can be combined with.
+_SINGLE = tuple((1,) * rank for rank in range(5))
 # Operators of which an element of the output depends on the elements at its place alone.
 _ELEMENTWISE = {
-    *("Abs", "Add", "And", "Cast", "Clip", "Div", "Equal", "Erf", "Exp", "Greater", "GreaterOrEqual", "HardSigmoid"),
-    *("HardSwish", "Less", "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "QuickGelu", "Relu"),
-    *("Sigmoid", "Sqrt", "Sub", "Tanh", "Where"),
+    *("Abs", "Add", "Clip", "Div", "Erf", "Exp", "HardSigmoid", "HardSwish", "Log", "Max", "Min", "Mul", "Neg", "Pow"),
+    *("QuickGelu", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh"),
 }
 
 
@@ -98,6 +99,9 @@ class _Rewrite:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output}
         self.count = 0
+        self.prefix = "blocked/"
+        while any(name.startswith(self.prefix) for name in (*self.producers, *self.constants)):
+            self.prefix = f"_{self.prefix}"
         rules = {"Conv": self._depthwise, "ReduceSum": self._sum, "FusedMatMul": self._product}
         for node in graph.node:
             if node.domain == _DOMAIN and self._layout(node):
@@ -112,14 +116,14 @@ class _Rewrite:
 
     def _emit(self, op: str, inputs: Iterable[str], domain: str = "", output: str = "", **attributes: Any) -> str:
         self.count += 1
-        name = f"blocked/{op}_{self.count}"
+        name = f"{self.prefix}{op}_{self.count}"
         output = output or name
         self.out.append(onnx.helper.make_node(op, list(inputs), [output], name=name, domain=domain, **attributes))
         return output
 
     def _ints(self, values: Iterable[int]) -> str:
         self.count += 1
-        name = f"blocked/constant_{self.count}"
+        name = f"{self.prefix}constant_{self.count}"
         self.graph.initializer.append(onnx.numpy_helper.from_array(np.array(list(values), dtype=np.int64), name))
         return name
 
@@ -145,9 +149,11 @@ class _Rewrite:
     # -- layouts ---------------------------------------------------------------------------------------
 
     def _whole(self, name: str) -> bool:
-        """Whether the tensor consists of whole blocks."""
+        """Whether the tensor consists of whole blocks; of floats, which alone can be laid out anew."""
+        kind = self.known.get(name)
         shape = self.shapes.get(name, ())
-        return len(shape) == 4 and shape[1] % self.size == 0
+        floats = kind is not None and kind.element == onnx.TensorProto.FLOAT
+        return floats and len(shape) == 4 and shape[1] % self.size == 0
 
     def _layout(self, node: onnx.NodeProto) -> bool:
         """Take note of a change of layout, instead of the node."""
@@ -173,26 +179,18 @@ class _Rewrite:
 
     def _elementwise(self, node: onnx.NodeProto) -> bool:
         shape = self.shapes.get(node.output[0])
-        single = {name for name in node.input if not name or np.prod(self.shapes.get(name, (0,))) == 1}
+        single = {name for name in node.input if not name or self.shapes.get(name) in _SINGLE}
         whole = [name for name in node.input if name not in single]
-        fits = shape is not None and all(self.shapes.get(name) == shape and self._whole(name) for name in whole)
+        fits = all(self.shapes.get(name) == shape and self._whole(name) for name in (node.output[0], *whole))
         if not fits or not any(name in self.blocked for name in whole):
             return False
-        if any(len(self.shapes[name]) > 4 for name in single if name) or not all(map(self._can_block, whole)):
-            return False
-        target = node.output[0]
         made = onnx.NodeProto()
         made.CopyFrom(node)
         for index, name in enumerate(node.input):
             made.input[index] = name if name in single else self._in_blocks(name)
-        self.blocked[target] = made.output[0] = f"blocked/{target}"
+        self.blocked[node.output[0]] = made.output[0] = f"{self.prefix}{node.output[0]}"
         self.out.append(made)
         return True
-
-    def _can_block(self, name: str) -> bool:
-        """Whether the tensor is in blocks, or can be laid out so: floats alone can."""
-        kind = self.known.get(name)
-        return name in self.blocked or (kind is not None and kind.element == onnx.TensorProto.FLOAT)
 
     def _sum(self, node: onnx.NodeProto) -> bool:
         """Sums over samples and positions, of a view (N · C / b, H · W, b)."""
@@ -209,10 +207,10 @@ class _Rewrite:
     def _depthwise(self, node: onnx.NodeProto) -> bool:
         """A convolution of every plane with a kernel of its own that is computed as well."""
         group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-        weight = self.shapes.get(node.input[1], ())
-        if len(weight) != 4 or weight[:2] != (group, 1) or len(node.input) > 2 or group % self.size:
+        x, weight = (self.shapes.get(name, ()) for name in node.input[:2])
+        if len(weight) != 4 or x[:2] != (1, group) or weight[:2] != (group, 1):
             return False
-        if node.input[1] in self.constants or node.input[1] not in self.producers:
+        if len(node.input) > 2 or group % self.size or node.input[1] not in self.producers:
             return False
         planes = [self._planes(name) for name in node.input]
         attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
@@ -224,7 +222,7 @@ class _Rewrite:
         """A view (1, N · C, H, W) or (N · C, 1, H, W) of a tensor, in blocks."""
         shape = self.shapes[name]
         source = self._viewed(name)
-        if source in self.blocked:
+        if source in self.blocked and self.shapes[source][2:] == shape[2:]:
             return self._view(self.blocked[source], shape)
         self._plain([name])
         if shape[0] == 1:
