@@ -179,7 +179,7 @@ class Dataset:
         kept: list[dict[str, Array]] = []
         size = 0
         for feeds in self.feeds():
-            kept.append(feeds)
+            kept.append({name: np.array(value) for name, value in feeds.items()})  # it may fill one array again
             size += sum(value.nbytes for value in feeds.values())
             if size > most:
                 raise InputError(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,6 +16,7 @@ from onnxcomp.context import Context
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.stored import dtype_name
 from onnxcomp.graph.trainable import Trainable, name_of_weight
 from onnxcomp.linalg.optimizers import OptimizerName
 from onnxcomp.model import Model
@@ -71,12 +72,12 @@ class Recover(Pass):
     epochs: int | None = Field(
         None, ge=1, le=100_000, description="how often each sample is used; by default as often as makes 1,000 steps"
     )
-    batch: int = Field(32, ge=1, le=65_536, description="samples in a step")
+    batch: int = Field(32, ge=1, le=65_536, description="samples in a step; of a model with a fixed batch, runs")
     lr: float = Field(1e-3, gt=0, le=10, description="highest learning rate; with adam about what a weight changes by")
     loss: LossName = Field(
         "auto",
         description="kl: divergence of class probabilities; mse: squared errors of the outputs; ce: cross entropy with "
-        "the labels; auto: kl for class scores, mse for other outputs",
+        "the labels; auto: kl for class scores (two axes, computed by a layer: give mse for a regression), else mse",
     )
     match: tuple[str, ...] = Field(
         (), description="names of intermediate tensors whose values are to be the original's too, by squared errors"
@@ -121,20 +122,33 @@ class Recover(Pass):
             _log(ctx, layers, {}, {})
             return
         curriculum = self._curriculum(trainable, ctx)
+        before = self._judge(curriculum)
         names = [parameter.name for parameter in trainable.parameters]
         lessons = curriculum.parts(self.parts, names) if self.parts > 1 else iter([curriculum.whole(names)])
-        learnt, outcomes, frozen = dict[str, Array](), dict[str, Outcome](), dict[str, str]()
+        learnt, outcomes, frozen = dict[str, Array](), dict[str, _Result](), dict[str, str]()
         for lesson in lessons:
             frozen |= lesson.gradients.frozen(lesson.probe)
             moving = [name for name in lesson.gradients.parameters if name not in frozen]
             if moving:
                 outcome = self._train(lesson, trainable, moving, curriculum.data, ctx)
-                outcomes.update(dict.fromkeys(moving, outcome))
+                outcomes.update(dict.fromkeys(moving, _Result(outcome, lesson.what)))
                 if outcome.after < outcome.before:
                     learnt |= outcome.values
                     trainable.learn(outcome.values)  # for the parts to come
+        if (after := self._judge(curriculum)) > before:  # values between parts may mean something else than they did
+            reason = f"its parts came closer to the original's, but not the outputs: their loss rose to {after:.3g}"
+            _log(ctx, layers, {}, frozen | dict.fromkeys(outcomes, f"{reason} from {before:.3g}"))
+            return
         trainable.write(model, learnt)
         _log(ctx, layers, outcomes, frozen)
+
+    def _judge(self, curriculum: Curriculum) -> float:
+        """The held-out loss of the outputs, where the network is trained in parts; else its training knows it."""
+        if self.parts == 1:
+            return 0.0
+        _, held_out = _split(curriculum.data.units)
+        size = min(self.batch, len(held_out))
+        return curriculum.judge([held_out[start : start + size] for start in range(0, len(held_out), size)])
 
     def _curriculum(self, trainable: Trainable, ctx: Context) -> Curriculum:
         data = ctx.require_data().at_random(_MEMORY)
@@ -177,7 +191,8 @@ class Recover(Pass):
         )
         checkpoint = None
         if self.checkpoint is not None:
-            identity = _digest(trainable.student, data, [str(self), str(ctx.seed)])
+            assert ctx.original is not None
+            identity = _digest([trainable.student, ctx.original], data, [str(self), str(ctx.seed)])
             checkpoint = Checkpoint(Path(self.checkpoint), identity)
         return train(
             lesson.gradients,
@@ -191,6 +206,11 @@ class Recover(Pass):
         )
 
 
+class _Result(NamedTuple):
+    outcome: Outcome
+    what: str  # the loss
+
+
 def _split(count: int) -> tuple[list[int], list[int]]:
     """Positions of the units to train on, and of those that are held out."""
     held = min(max(1, round(count * _HELD_OUT)), _MOST_HELD_OUT)
@@ -198,16 +218,17 @@ def _split(count: int) -> tuple[list[int], list[int]]:
     return sorted(map(int, order[held:])) or [0], sorted(map(int, order[:held]))
 
 
-def _digest(student: Model, data: Dataset, options: Sequence[str]) -> str:
+def _digest(models: Sequence[Model], data: Dataset, options: Sequence[str]) -> str:
     """Of all that a training depends on."""
     digest = hashlib.sha256("\0".join(options).encode())
-    digest.update(student.serialize())
+    for model in models:
+        digest.update(model.serialize())
     digest.update(data.describe()["sha256"].encode())
     return digest.hexdigest()
 
 
 def _log(
-    ctx: Context, layers: Sequence[WeightedLayer], outcomes: Mapping[str, Outcome], frozen: Mapping[str, str]
+    ctx: Context, layers: Sequence[WeightedLayer], outcomes: Mapping[str, _Result], frozen: Mapping[str, str]
 ) -> None:
     """Decide about every layer.
 
@@ -217,21 +238,25 @@ def _log(
     """
     for layer in layers:
         weight = name_of_weight(layer)
-        outcome = outcomes.get(weight)
-        if outcome is None:
+        result = outcomes.get(weight)
+        if result is None:
             ctx.skip(layer, frozen.get(weight) or _reason(layer))
-        elif outcome.after < outcome.before:
+            continue
+        outcome, what = result.outcome, result.what
+        if outcome.after < outcome.before:
             told = f"{outcome.before:.3g} to {outcome.after:.3g} in {outcome.steps} steps"
-            ctx.act(layer, "trained", f"held-out loss from {told}")
+            ctx.act(layer, "trained", f"held-out loss ({what}) from {told}")
         else:
-            ctx.skip(layer, f"no training step made the held-out loss smaller than {outcome.before:.3g}")
+            ctx.skip(layer, f"no training step made the held-out loss ({what}) smaller than {outcome.before:.3g}")
 
 
 def _reason(layer: WeightedLayer) -> str:
     if layer.nested:
         return f"it lies {layer.place}, which is not differentiated"
     if layer.quantized:
-        return "its weight is made of integers"
+        return "its weight is made of integers in a way that training does not follow"
     if layer.kind == "other":
         return f"the weight of {layer.op} is not trained"
+    if (dtype := dtype_name(layer.weight)) != "float32":
+        return f"its weight is {dtype}, and only float32 is trained"
     return "it is to be left alone"

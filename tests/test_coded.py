@@ -19,7 +19,7 @@ from onnxcomp.linalg.int8 import can_saturate
 from onnxcomp.linalg.variables import Variables, stretch_of
 from onnxcomp.passes.recover import Recover
 from onnxcomp.runtime import session
-from tests.quantizing import quantize
+from tests.quantizing import build, quantize
 from tests.test_small_weights import network, samples
 
 Array = np.ndarray[Any, Any]
@@ -171,3 +171,51 @@ def test_zeros_of_rounding_are_not_held_and_those_of_pruning_are() -> None:
         kept = deliberate_zeros(pruned)
         assert kept is not None
         np.testing.assert_array_equal(kept, pruned != 0)
+
+
+def dequantized(codes: Array, zero: Array, scale: Array) -> Model:
+    """A MatMul of codes as other tools write them."""
+    arrays = {"q": codes, "z": zero, "s": scale}
+    return build(
+        "g (float[N, I] x) => (float[N, O] y) { w = DequantizeLinear<axis = 1>(q, s, z) y = MatMul(x, w) }", arrays
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero", "codes"),
+    [(np.uint8, 90, (0, 256)), (np.int8, 0, (-128, 128)), (np.int8, 3, (-128, 128)), (np.uint8, 128, (100, 150))],
+)
+def test_codes_of_other_tools_never_wrap(dtype: type, zero: int, codes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    stored = rng.integers(*codes, (32, 8)).astype(dtype)
+    stored.flat[:2] = codes[0], codes[1] - 1
+    model = dequantized(stored, np.full(8, zero, dtype), rng.uniform(0.01, 0.02, 8).astype(np.float32))
+    trainable = Trainable.of(model)
+    (parameter,) = trainable.parameters
+    learnt = {
+        parameter.name: parameter.value * np.float32(3),
+        stretch_of(parameter.name): np.ones((1, 8), np.float32),
+    }
+    expected = trainable.variables([parameter.name]).parameters(learnt)[parameter.name]
+    trainable.write(model, learnt)
+    (result,) = session.create(model).run(None, {"x": np.eye(32, dtype=np.float32)})
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_without_room_stays_as_it_is() -> None:
+    """Of a channel whose weights are all zero: its grid is so fine that 32 bits hold next to nothing."""
+    model, data = network(), samples(16)
+    for name in ("w1", "b1"):
+        (tensor,) = [item for item in model.graph.tensors().values() if item.name == name]
+        values = np.array(tensor.values)
+        values[3] = 0
+        tensor.values = values
+    quantize(model, data, mode="static")
+    trainable = Trainable.of(model)
+    learnt = trainable.variables([parameter.name for parameter in trainable.parameters]).start
+    masks = [
+        mask for name, mask in trainable.kept.items() if name in {bias.tensor.name for bias in coded_biases(model)}
+    ]
+    assert any(mask.ndim == 1 and not mask[3] and mask[:3].all() for mask in masks)
+    trainable.write(model, {name: value + np.float32(1e-3) for name, value in learnt.items()})
+    onnx.checker.check_model(model.proto(), full_check=True)

@@ -19,8 +19,9 @@ from onnxcomp.graph.parameters import parameters
 from onnxcomp.linalg.optimizers import Optimizer, clipped, cosine
 from onnxcomp.passes.recover import Recover
 from onnxcomp.runtime.gradients import Gradients
-from onnxcomp.runtime.heads import matched
+from onnxcomp.runtime.heads import Head, heads, matched
 from onnxcomp.runtime.session import create, run, with_outputs
+from onnxcomp.runtime.targets import Targets
 from onnxcomp.runtime.traced import trace
 from tests.models import model_of, value
 from tests.quantizing import build
@@ -355,8 +356,118 @@ def test_cuts_are_where_one_tensor_holds_all_that_depends_on_parameters() -> Non
     rng = np.random.default_rng(0)
     feeds = {"x": rng.standard_normal((3, 8)).astype(np.float32), "m": rng.standard_normal((3, 1)).astype(np.float32)}
     whole = run(create(model), feeds)["y"]
-    first, last = between(model, None, "s"), between(model, "s", None, (3, 8))
+    first, last = between(model, None, "s"), between(model, "s", None)
     assert [value.name for value in first.proto().graph.input] == ["x"]
     assert {value.name for value in last.proto().graph.input} == {"m", "s"}
     middle = run(create(first), {"x": feeds["x"]})
     np.testing.assert_array_equal(run(create(last), {"m": feeds["m"], **middle})["y"], whole)
+
+
+def test_a_weight_of_both_sides_forbids_a_cut() -> None:
+    body = (
+        "g (float[N, 8] x) => (float[N, 8] y) { a1 = MatMul(x, a) r = Relu(a1) b1 = MatMul(r, b) y = MatMul(b1, %s) }"
+    )
+    arrays = {name: np.ones((8, 8), np.float32) for name in "abc"}
+    assert cuts(build(body % "c", arrays), list(arrays)) == ["r", "b1"]
+    del arrays["c"]
+    assert cuts(build(body % "a", arrays), list(arrays)) == []
+
+
+def test_parts_of_a_model_with_two_inputs_are_trained() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: (rng.standard_normal((8, 8)) / 3).astype(np.float32) for name in "abc"}
+    body = """
+        g (float[N, 8] x, float[N, 8] z) => (float[N, 8] y) {
+            t = MatMul(x, a)
+            u = Tanh(t)
+            v = MatMul(u, b)
+            w = Add(v, z)
+            y = MatMul(w, c)
+        }"""
+    original = build(body, arrays)
+    model = build(body, {name: array + np.float32(0.1) for name, array in arrays.items()})
+    feeds = {name: rng.standard_normal((64, 8)).astype(np.float32) for name in "xz"}
+    data = Dataset.from_arrays(feeds, model=original)
+    ctx = Context(target=Target.host(), data=data, original=original, scope="recover")
+    before = np.square(run(create(model), feeds)["y"] - run(create(original), feeds)["y"]).mean()
+    Recover(epochs=60, batch=16, lr=1e-2, loss="mse", parts=3).run(model, ctx)
+    after = np.square(run(create(model), feeds)["y"] - run(create(original), feeds)["y"]).mean()
+    assert after < 0.2 * before
+
+
+def test_answers_that_are_laid_out_by_time_are_not_cut_into_samples() -> None:
+    """As many steps as samples in a batch: rows of the first axis are no samples."""
+    rng = np.random.default_rng(0)
+    model = build(
+        """
+        g (float[N, 4, 3] x) => (float[N, 4, 3] y) {
+            t = Transpose<perm = [1, 0, 2]>(x)
+            u = MatMul(t, a)
+            y = Transpose<perm = [1, 0, 2]>(u)
+        }""",
+        {"a": rng.standard_normal((3, 3)).astype(np.float32)},
+    )
+    x = rng.standard_normal((8, 4, 3)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x}, model=model)
+    targets = Targets(model, data, [Head("u", "u", "mse")])
+    expected = [targets.batches([0, 1, 2, 3]), targets.batches([4, 5, 6, 7])]
+    (again,) = targets.batches([2, 3, 4, 5])
+    whole = np.concatenate([batch.targets["u"] for (batch,) in expected], axis=1)
+    np.testing.assert_array_equal(again.targets["u"], whole[:, 2:6])
+
+
+def test_samples_of_a_function_that_fills_one_array_again_are_kept_apart(tmp_path: Path) -> None:
+    source = tmp_path / "samples.py"
+    source.write_text(
+        "import numpy as np\n"
+        "def samples():\n"
+        "    buffer = np.zeros((1, 3, 8, 8), np.float32)\n"
+        "    for index in range(4):\n"
+        "        buffer[...] = index\n"
+        "        yield {'x': buffer}\n"
+    )
+    kept = Dataset.open(f"{source}:samples", Model.from_proto(network())).at_random(1e9)
+    assert [float(feeds["x"].mean()) for feeds in kept.feeds()] == [0, 1, 2, 3]
+
+
+def test_logits_given_out_beside_their_probabilities_are_trained_once() -> None:
+    model = build(
+        "g (float[N, 4] x) => (float[N, 3] l, float[N, 3] p) { l = MatMul(x, a) p = Softmax(l) }",
+        {"a": np.ones((4, 3), np.float32)},
+    )
+    (head,) = heads(model, {"l": (1, 3), "p": (1, 3)}, "auto")
+    assert (head.tensor, head.kind) == ("l", "kl")
+
+
+def test_classes_of_dense_outputs_are_on_the_second_axis() -> None:
+    model = build(
+        "g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) { y = Conv(x, w) }", {"w": np.ones((5, 3, 1, 1), np.float32)}
+    )
+    (head,) = heads(model, {"y": (1, 5, 8, 8)}, "kl")
+    assert head.axis == 1
+
+
+@pytest.mark.parametrize("labels", [np.full(64, 5), np.full(64, -1), np.full(64, 0.5)])
+def test_labels_that_are_no_classes_are_refused(labels: Array) -> None:
+    data = Dataset.from_arrays({"x": np.zeros((64, 3, 8, 8), np.float32)}, labels, Model.from_proto(network()))
+    with pytest.raises(PassError, match="needs labels from 0 to 4"):
+        recovered(network(noise=0.1), Recover(epochs=1, loss="ce"), data)
+
+
+def test_constants_of_images_and_masks_are_not_learnt() -> None:
+    model = build(
+        """
+        g (float[N, 3] x) => (float[N, 3] y) {
+            c = Sub(x, mean)
+            h = MatMul(c, w)
+            s = Mul(h, scale)
+            y = Add(s, mask)
+        }""",
+        {
+            "mean": np.full(3, 0.5, np.float32),
+            "w": np.ones((3, 3), np.float32),
+            "scale": np.full(3, 2, np.float32),
+            "mask": np.array([0, 0, -1e9], np.float32),
+        },
+    )
+    assert [parameter.name for parameter in parameters(model)] == ["w", "scale"]

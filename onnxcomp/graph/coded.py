@@ -21,8 +21,17 @@ Array = np.ndarray[Any, Any]
 
 _READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Transpose", "Reshape")
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
-_NARROW = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
-_LARGEST = np.iinfo(np.int32).max
+_LIMITS = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int2": (-2, 1),
+    "uint2": (0, 3),
+}
+_FEW = 15  # codes of so many levels may all be used
+_ROOM = 8.0  # times the largest bias
+_LARGEST = 2.0**31 - 2**7  # that float32 holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,20 +85,24 @@ class CodedBias:
         return value
 
     def write(self, value: Array, stretch: Array) -> None:
-        """Replace the bias, for scales of the weight that are so many times what they were.
-
-        Raises:
-            OverflowError: it does not fit.
-        """
+        """Replace the bias, for scales of the weight that are so many times what they were."""
         codes, scale = self._node.inputs[:2]
-        stored = value_of(scale)
-        assert stored is not None
-        scales = (stored * stretch.reshape(-1)).astype(stored.dtype)
-        counts = np.rint(np.asarray(value, np.float64) / scales)
-        if np.abs(counts).max(initial=0.0) > _LARGEST:
-            raise OverflowError(f"the bias {self.tensor.name} does not fit 32 bits on the grid of its layer")
+        scales = (self._scales * stretch.reshape(-1)).astype(self._scales.dtype)
+        counts = np.divide(value, scales, out=np.zeros(value.shape), where=scales > 0, dtype=np.float64)
         assign(scale, scales)
-        assign(codes, counts.astype(np.int32))
+        assign(codes, np.rint(np.clip(counts, -_LARGEST, _LARGEST)).astype(np.int32))
+
+    @property
+    def movable(self) -> Array:
+        """Which elements 32 bits hold wherever training takes them: those of channels without weights have no room."""
+        room: Array = self._scales.astype(np.float64) * _LARGEST >= _ROOM * max(1.0, float(np.abs(self.value).max()))
+        return np.broadcast_to(room, self.value.shape)
+
+    @property
+    def _scales(self) -> Array:
+        scales = value_of(self._node.inputs[1])
+        assert scales is not None
+        return scales
 
     @property
     def _node(self) -> gs.Node:
@@ -107,7 +120,7 @@ def coded_weights(model: Model) -> list[CodedWeight]:
 
 
 def coded_biases(model: Model) -> list[CodedBias]:
-    """Biases of layers of the main graph in 32 bits, each of one layer."""
+    """Biases of layers of the main graph in 32 bits with a scale for each channel, each of one layer."""
     found = []
     for tensor in _inputs(model, _WITH_BIAS, slice(2, 3)):
         node = producer_of(tensor)
@@ -116,7 +129,8 @@ def coded_biases(model: Model) -> list[CodedBias]:
         constants = [value_of(item) for item in node.inputs]
         if any(value is None for value in constants) or str(constants[0].dtype) != "int32":  # type: ignore[union-attr]
             continue
-        if all(len(item.outputs) == 1 for item in node.inputs[:2]):
+        # One scale for all channels could not follow those of the weight.
+        if all(len(item.outputs) == 1 for item in node.inputs[:2]) and constants[1].shape == constants[0].shape:  # type: ignore[union-attr]
             found.append(CodedBias(tensor, tensor.outputs[0].inputs[1]))
     return found
 
@@ -133,17 +147,17 @@ def _inputs(model: Model, ops: tuple[str, ...], positions: slice) -> Iterator[gs
 
 @dataclass(frozen=True, eq=False)
 class _Integers:
-    """A tensor of integers: codes times factors, and how to store other codes for it."""
+    """A tensor of integers: codes times factors, which codes its type holds, and how to store others."""
 
     codes: Array
     factors: Array
-    bounds: tuple[int, int] | None
+    limits: tuple[int, int]
     store: Callable[[Array], None]
 
     def reshaped(self, shape: tuple[int, ...]) -> _Integers:
         before, store = self.codes.shape, self.store
         factors = np.broadcast_to(self.factors, before).reshape(shape) if self.factors.size > 1 else self.factors
-        return _Integers(self.codes.reshape(shape), factors, self.bounds, lambda codes: store(codes.reshape(before)))
+        return _Integers(self.codes.reshape(shape), factors, self.limits, lambda codes: store(codes.reshape(before)))
 
 
 def _coded(tensor: gs.Variable) -> CodedWeight | None:
@@ -183,12 +197,13 @@ def _weight(
     tensor: gs.Variable, integers: _Integers, scales: Array, scale: gs.Tensor, zero: Array | float = 0.0
 ) -> CodedWeight:
     codes: Array = integers.codes.astype(np.float32) - np.float32(zero)
-    if integers.bounds is None:  # of 8 bits a channel may use fewer levels, so that sums of its products fit 16 bits
+    low, high = (np.asarray(limit, np.float32) - np.float32(zero) for limit in integers.limits)
+    if (
+        integers.limits[1] - integers.limits[0] > _FEW
+    ):  # of 8 bits a channel may use fewer levels, so that sums of its products fit 16 bits
         axes = tuple(axis for axis in range(codes.ndim) if scales.ndim <= axis or scales.shape[axis] == 1)
-        high = np.abs(codes).max(axis=axes, keepdims=True, initial=0.0)
-        low = -high
-    else:
-        low, high = (np.asarray(bound, np.float32) - np.float32(zero) for bound in integers.bounds)
+        most = np.abs(codes).max(axis=axes, keepdims=True, initial=0.0)
+        low, high = np.maximum(low, -most), np.minimum(high, most)
     grid = CodeGrid(scales, integers.factors.astype(np.float32), low, high)
 
     def store(changed: Array) -> None:
@@ -220,12 +235,11 @@ def _stored(tensor: gs.Tensor) -> _Integers | None:
     if value is None or not is_small_integer(tensor) or len(tensor.outputs) != 1 or value.ndim < 2:
         return None
     dtype = value.dtype
-    bounds = _NARROW.get(str(dtype))
 
     def store(codes: Array) -> None:
         assign(tensor, codes.astype(np.int8 if str(dtype).startswith("int") else np.uint8).astype(dtype))
 
-    return _Integers(value.astype(np.float32), np.ones(1, np.float32), bounds, store)
+    return _Integers(value.astype(np.float32), np.ones(1, np.float32), _LIMITS[str(dtype)], store)
 
 
 def _factors(tensor: gs.Tensor) -> Array | None:

@@ -40,7 +40,8 @@ def cuts(model: Model, parameters: Collection[str]) -> list[str]:
             outputs = [name for name in node.output if name]
             depending.update(outputs)
             live.update(name for name in outputs if readers.get(name))
-        if len(live) == 1 and (alone := next(iter(live))) in node.output:
+        shared = any(readers[name] for name in met)  # a parameter of both sides would be trained twice
+        if len(live) == 1 and (alone := next(iter(live))) in node.output and not shared:
             found[len(met)] = alone
     ends = {value.name for value in graph.output}
     return [name for count, name in found.items() if 0 < count < len(met) and name not in ends]
@@ -66,14 +67,13 @@ def evenly(places: Sequence[str], positions: Mapping[str, float], count: int) ->
     return chosen
 
 
-def between(model: Model, start: str | None, end: str | None, shape_of_start: Sequence[int] = ()) -> Model:
+def between(model: Model, start: str | None, end: str | None) -> Model:
     """The part of a model from one tensor (or its inputs) to another (or its outputs).
 
     Args:
         model: not changed.
         start: becomes an input, float32.
         end: becomes the only output.
-        shape_of_start: in one run; its first size may change.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto())
@@ -83,8 +83,7 @@ def between(model: Model, start: str | None, end: str | None, shape_of_start: Se
         graph.output.append(onnx.helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None))
     if start is not None:
         _replace_producer(graph, start)
-        shape = [None, *shape_of_start[1:]] if shape_of_start else None
-        graph.input.append(onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, shape))
+        graph.input.append(onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, None))
         kept = [value for value in graph.value_info if value.name != start]
         values = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
         del graph.value_info[:]

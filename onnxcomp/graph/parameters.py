@@ -38,6 +38,10 @@ _MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators through which a weight may be made of others before it is used: a codebook of its entries, for one.
 _MAKING = ("Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Identity", "Mul", "Expand", "Pad")
 _DEEPEST = 8
+_ARITHMETIC = ("Add", "Sub", "Mul")
+# What computes a tensor that a learnt constant is added to or multiplied with.
+_BEFORE = (*_MATRICES, *_ARITHMETIC, "Div", "BatchNormalization", "InstanceNormalization", "LayerNormalization")
+_MASKED = 1e4  # added to scores, it hides them
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +72,16 @@ class Parameter:
 def parameters(model: Model) -> list[Parameter]:
     """The float32 initializers of the main graph that hold what operators have learnt, each once, in graph order.
 
-    A scalar that a tensor is multiplied with or that is added to it is part of a formula, and not learnt. Constants
-    that a weight is made of (a codebook, a factor for each channel) stand for the weight.
+    What a tensor is multiplied with, or what is added to it, is learnt where a layer or a normalization computes that
+    tensor; of a graph's input it is the mean or the deviation of images. A scalar is part of a formula, and a mask too.
+    Constants that a weight is made of (a codebook, a factor for each channel) stand for the weight.
     """
     found: dict[int, Parameter] = {}
     for node in model.graph.nodes:
         if node.domain not in STANDARD:
             continue
         for position in _LEARNT.get(node.op, ()):
-            if position >= len(node.inputs):
+            if position >= len(node.inputs) or (node.op in _ARITHMETIC and not _continues_layer(node, 1 - position)):
                 continue
             for tensor, direct in _sources(node.inputs[position], node.op in _MATRICES, _DEEPEST):
                 if id(tensor) not in found:
@@ -110,6 +115,15 @@ def _is_made_of_constants(tensor: gs.Tensor, depth: int) -> bool:
 
 def _is_trainable(tensor: gs.Constant) -> bool:
     return tensor.dtype == np.float32 and int(np.prod(tensor.shape, dtype=np.int64)) > 1
+
+
+def _continues_layer(node: gs.Node, other: int) -> bool:
+    """Whether a scale or shift acts on what a layer or a (taken apart) normalization gives, and is no mask."""
+    producer = producer_of(node.inputs[other])
+    constant = value_of(node.inputs[1 - other])
+    if constant is not None and constant.size and float(np.abs(constant).max()) >= _MASKED:
+        return False
+    return producer is not None and producer.op in _BEFORE
 
 
 def _is_weight(node: gs.Node, position: int) -> bool:

@@ -53,6 +53,8 @@ class Trainable:
         student = model.copy()
         upgrade_opset(student, OPSET)
         weights, biases = coded_weights(student), coded_biases(student)
+        masks: dict[str, Array | None] = {str(weight.tensor.name): deliberate_zeros(weight.codes) for weight in weights}
+        masks |= {str(bias.tensor.name): None if bias.movable.all() else bias.movable for bias in biases}
         restored: list[CodedWeight | CodedBias] = [*weights, *biases]
         for coded in restored:
             _decode(coded.tensor, coded.value)
@@ -63,7 +65,6 @@ class Trainable:
             if layer.name in freeze
             for tensor in (layer.weight, layer.bias)
         }
-        masks = {str(weight.tensor.name): deliberate_zeros(weight.codes) for weight in weights}
         found = [
             replace(parameter, kept=masks[parameter.name]) if parameter.name in masks else parameter
             for parameter in parameters(student)
@@ -100,9 +101,6 @@ class Trainable:
         Args:
             model: edited.
             learnt: by name, see ``onnxcomp.linalg.variables``; what is missing stays.
-
-        Raises:
-            OverflowError: a bias no longer fits the integers that hold it.
         """
         weights = {str(weight.tensor.name): weight for weight in coded_weights(model)}
         biases = {str(bias.tensor.name): bias for bias in coded_biases(model)}

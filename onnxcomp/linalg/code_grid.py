@@ -11,6 +11,7 @@ __all__ = ["CodeGrid", "deliberate_zeros"]
 
 Array = np.ndarray[Any, Any]
 
+_LEAST_STRETCH = np.float32(1e-3)  # a step stays above zero
 _ZEROS = 1 / 8  # of the codes, that must be zero for the zeros to count as meant
 _OVER_ONES = 2.0  # and so many for each code next to zero: rounding makes fewer
 
@@ -41,7 +42,7 @@ class CodeGrid:
 
     def stretched(self, stretch: Array) -> Array:
         """The scales, float32."""
-        scales: Array = (self.scales * stretch).astype(np.float32)
+        scales: Array = (self.scales * np.maximum(stretch, _LEAST_STRETCH)).astype(np.float32)
         return scales
 
     def value(self, weight: Array, stretch: Array) -> Array:
@@ -71,8 +72,8 @@ class CodeGrid:
 def deliberate_zeros(codes: Array) -> Array | None:
     """Which codes are not zero, where those that are were put there on purpose; else None.
 
-    Rounding makes zeros too, but of weights that lie smoothly around zero no more than twice as many as codes next to
-    zero.
+    Rounding makes zeros too, but of weights that lie smoothly around zero, with scales that suit them, no more than
+    twice as many as codes next to zero. Codes far from filling their range look like sparse ones, and count as such.
     """
     kept: Array = codes != 0
     zeros = kept.size - int(np.count_nonzero(kept))

@@ -57,6 +57,7 @@ class Gradients:
         self._parameters = tuple(parameters)
         self._terms = tuple(terms)
         self._threads = threads
+        self._inputs = {value.name for value in self._proto.graph.input}
         self._compiled: dict[tuple[tuple[str, tuple[int, ...]], ...], _Compiled] = {}
 
     @property
@@ -90,6 +91,7 @@ class Gradients:
         return self._for(feeds).loss(values, feeds, targets)
 
     def _for(self, feeds: Feeds) -> _Compiled:
+        feeds = {name: value for name, value in feeds.items() if name in self._inputs}  # a part may read fewer
         key = tuple(sorted((name, tuple(value.shape)) for name, value in feeds.items()))
         if key not in self._compiled:
             if len(self._compiled) >= _MOST_COMPILED:

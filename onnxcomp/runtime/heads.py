@@ -23,6 +23,7 @@ LossName = Literal["auto", "kl", "mse", "ce"]
 
 _BEHIND_LOGITS = ("Gemm", "MatMul", "Add", "Flatten", "Reshape", "Squeeze", "Conv")
 _LAYERS = ("Gemm", "MatMul", "Conv")
+_DENSE = ("Conv", "ConvTranspose", "Resize")  # whose outputs have classes on axis 1
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,13 @@ class Head:
 
         Args:
             share: of this output in the sum.
-            variance: of the target, which errors are told in parts of.
+            variance: of the teacher's values, which errors are told in parts of.
         """
         weight = share / variance if self.kind == "mse" and variance > 0 else share
         return Term(self.tensor, self.kind, self.axis, weight)
+
+
+_ANY = Head("", "", "mse")  # what every other goes before
 
 
 def heads(model: Model, shapes: Mapping[str, tuple[int, ...]], loss: LossName) -> list[Head]:
@@ -80,7 +84,11 @@ def heads(model: Model, shapes: Mapping[str, tuple[int, ...]], loss: LossName) -
         PassError: it has no output that can be trained so.
     """
     found = [_head(tensor, shapes[tensor.name], loss) for tensor in float_outputs(model) if tensor.name in shapes]
-    kept = [head for head in found if head is not None]
+    by_tensor: dict[str, Head] = {}
+    for head in found:  # logits that are given out beside their probabilities are one tensor: it is trained once
+        if head is not None and by_tensor.get(head.tensor, _ANY).kind == "mse":
+            by_tensor[head.tensor] = head
+    kept = list(by_tensor.values())
     if not kept:
         needs = "of class scores" if loss in ("kl", "ce") else "of float32"
         raise PassError(f"recover: loss={loss!r} needs an output {needs}, and the model has none; use loss='mse'")
@@ -118,7 +126,7 @@ def float_outputs(model: Model) -> list[gs.Tensor]:
 
 
 def _head(tensor: gs.Tensor, shape: tuple[int, ...], loss: LossName) -> Head | None:
-    producer = producer_of(tensor)
+    producer = _producer(tensor)
     if loss == "mse" or producer is None:
         return Head(tensor.name, tensor.name, "mse") if loss in ("auto", "mse") else None
     kind: Kind = "ce" if loss == "ce" else "kl"
@@ -128,13 +136,22 @@ def _head(tensor: gs.Tensor, shape: tuple[int, ...], loss: LossName) -> Head | N
     if producer.op == "Sigmoid" and loss != "ce":
         return Head(tensor.name, producer.inputs[0].name, "bernoulli")
     if loss in ("kl", "ce") or (len(shape) == 2 and shape[1] > 1 and _is_computed_by_layer(tensor)):
-        return Head(tensor.name, tensor.name, kind, logits=True) if len(shape) > 1 else None
+        axis = 1 if len(shape) > 2 and producer.op in _DENSE else -1
+        return Head(tensor.name, tensor.name, kind, axis, logits=True) if len(shape) > 1 else None
     return Head(tensor.name, tensor.name, "mse")
+
+
+def _producer(tensor: gs.Tensor) -> gs.Node | None:
+    """What computes a tensor, and not what rounds it to codes and back."""
+    producer = producer_of(tensor)
+    while producer is not None and producer.op in ("QuantizeLinear", "DequantizeLinear"):
+        producer = producer_of(producer.inputs[0])
+    return producer
 
 
 def _is_computed_by_layer(tensor: gs.Tensor) -> bool:
     """Behind nothing but a bias and operators that move values."""
-    while (producer := producer_of(tensor)) is not None and producer.op in _BEHIND_LOGITS:
+    while (producer := _producer(tensor)) is not None and producer.op in _BEHIND_LOGITS:
         if producer.op in _LAYERS:
             return any(is_constant(item) or item.inputs for item in producer.inputs[1:2])
         tensor = next((item for item in producer.inputs if not is_constant(item)), tensor)

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxcomp.data import Dataset
+from onnxcomp.errors import PassError
 from onnxcomp.graph.cuts import between, cuts, evenly
 from onnxcomp.model import Model
 from onnxcomp.runtime.gradients import Gradients
@@ -22,6 +23,8 @@ __all__ = ["Batches", "Curriculum", "Lesson"]
 
 Array = np.ndarray[Any, Any]
 _VARIANCE_SAMPLES = 8
+_TOLD = 2  # losses that are named
+_CONSTANT = 1e-9  # of the mean square: less variance is rounding
 
 
 class Batches(Protocol):
@@ -39,11 +42,13 @@ class Lesson:
         gradients: of its losses.
         targets: feeds and the teacher's answers.
         probe: one sample's feeds.
+        what: the losses, and what they are of.
     """
 
     gradients: Gradients
     targets: Batches
     probe: Feeds
+    what: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,14 @@ class Curriculum:
             names = [name for name in self.match if name not in outputs]
             found += matched(names, shapes, observed(self.original, probe))
         gradients = Gradients(self.student, parameters, self._terms(found))
-        return Lesson(gradients, self._targets(found), probe)
+        return Lesson(gradients, self._targets(found), probe, _told(found))
+
+    def judge(self, positions: Sequence[Sequence[int]]) -> float:
+        """The loss of the student's outputs as it is now, on these batches of units."""
+        found = heads(self.student, observed(self.student, self.data.sample()), self.loss)
+        gradients, targets = Gradients(self.student, (), self._terms(found)), self._targets(found)
+        batches = (batch for chunk in positions for batch in targets.batches(chunk))
+        return float(np.mean([gradients.loss({}, batch.feeds, batch.targets) for batch in batches]))
 
     def parts(self, count: int, parameters: Sequence[str]) -> Iterator[Lesson]:
         """The network in parts, each trained to continue what the student gives it as the teacher would.
@@ -103,7 +115,7 @@ class Curriculum:
                 targets = _Continued(targets, between(self.student, None, start), part, start)
             if names:
                 feeds = targets.batches([0])[0].feeds
-                yield Lesson(Gradients(part, names, self._terms(found)), targets, feeds)
+                yield Lesson(Gradients(part, names, self._terms(found)), targets, feeds, _told(found))
             start = end
 
     def _cuts(self, count: int, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -117,22 +129,57 @@ class Curriculum:
         return evenly(places, shares, count)
 
     def _targets(self, found: Sequence[Head]) -> Targets:
-        return Targets(self.original, self.data, found, self.data.labels if found[0].kind == "ce" else None)
+        labels = None
+        if found[0].kind == "ce" and self.data.labels is not None:
+            labels = _checked(self.data.labels, found, observed(self.student, self.data.sample()))
+        return Targets(self.original, self.data, found, labels)
 
     def _terms(self, found: Sequence[Head]) -> list[Any]:
         variances = self._variances(found)
         return [head.term(1 / len(found), variances[head.output]) for head in found]
 
     def _variances(self, found: Sequence[Head]) -> dict[str, float]:
-        """Mean squares of what the teacher gives, on a few samples."""
-        sums = {head.output: [0.0, 0] for head in found}
+        """Of what the teacher gives, on a few samples."""
+        sums = {head.output: [0.0, 0.0, 0] for head in found}
         session = create(with_outputs(self.original.skeleton(), list(sums)))
         for feeds in self.data.take(_VARIANCE_SAMPLES).feeds():
             values = run(session, feeds, list(sums))
             for name, entry in sums.items():
                 entry[0] += float(np.square(values[name], dtype=np.float64).sum())
-                entry[1] += values[name].size
-        return {name: total / max(1, count) for name, (total, count) in sums.items()}
+                entry[1] += float(values[name].sum(dtype=np.float64))
+                entry[2] += values[name].size
+        return {name: _variance(*entry) for name, entry in sums.items()}
+
+
+def _told(found: Sequence[Head]) -> str:
+    told = [f"{head.kind} of {head.output}" for head in found[:_TOLD]]
+    return ", ".join(told) + (f" and {len(found) - _TOLD} more" if len(found) > _TOLD else "")
+
+
+def _variance(squares: float, total: float, count: float) -> float:
+    """Of values with these sums; of a constant, its square."""
+    mean_square, mean = squares / max(1.0, count), total / max(1.0, count)
+    variance = mean_square - mean**2
+    return variance if variance > _CONSTANT * mean_square else mean_square
+
+
+def _checked(labels: Array, found: Sequence[Head], shapes: Mapping[str, tuple[int, ...]]) -> Array:
+    """Class numbers for the head of kind ``ce``, as they are.
+
+    Raises:
+        PassError: they are none of its classes, or one for each sample is not what it wants.
+    """
+    shape, axis = shapes[found[0].tensor], found[0].axis
+    classes = shape[axis]
+    positions = [size for place, size in enumerate(shape) if place not in (0, axis % len(shape))]
+    if int(np.prod(positions)) != 1 or labels.ndim > 1:
+        raise PassError("recover: loss='ce' learns one class number for each sample; leave labels out for others")
+    if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
+        raise PassError(
+            f"recover: loss='ce' needs labels from 0 to {classes - 1}, as {found[0].output} has {classes} classes; "
+            f"these go from {labels.min(initial=0)} to {labels.max(initial=0)}"
+        )
+    return labels
 
 
 class _Continued:

@@ -52,6 +52,7 @@ class Targets:
             self._session = create(with_outputs(teacher.skeleton(), [head.output for head in self._taught]))
         self._kept: dict[int, dict[str, Array]] = {}
         self._room = float(_KEPT)
+        self._rows: bool | None = None  # whether row i of every answer is of unit i; not known yet
 
     def batches(self, positions: Sequence[int]) -> list[Batch]:
         """Of these units: one batch where they may be fed together, else one for each."""
@@ -88,7 +89,7 @@ class Targets:
         return targets
 
     def _keep(self, units: Sequence[int], targets: Mapping[str, Array]) -> None:
-        if len(units) > 1 and any(len(value) != len(units) for value in targets.values()):
+        if len(units) > 1 and not self._are_rows(units, targets):
             return
         for index, unit in enumerate(units):
             rows = targets if len(units) == 1 else {name: value[index : index + 1] for name, value in targets.items()}
@@ -96,3 +97,20 @@ class Targets:
                 continue
             self._kept[unit] = {name: value.copy() for name, value in rows.items()}
             self._room -= sum(value.nbytes for value in rows.values())
+
+    def _are_rows(self, units: Sequence[int], targets: Mapping[str, Array]) -> bool:
+        """Whether the answers to several units lie one behind the other on the first axis: asked of one alone, once.
+
+        What is laid out by time first may have as many rows by chance.
+        """
+        if self._rows is None:
+            assert self._session is not None
+            found = run(self._session, next(iter(self._dataset.pick(units[:1]).feeds())))
+            alone = {head.tensor: head.target(found[head.output]) for head in self._taught}
+            self._rows = all(
+                len(value) == len(units)
+                and alone[name].shape == value[:1].shape
+                and np.allclose(alone[name], value[:1], rtol=1e-2, atol=1e-3 * float(np.abs(value).max(initial=0.0)))
+                for name, value in targets.items()
+            )
+        return self._rows and all(len(value) == len(units) for value in targets.values())
