@@ -81,6 +81,21 @@ def test_what_lies_between_convolutions_stays_in_blocks(tmp_path: Path) -> None:
     assert (after["ReorderOutput"], after["ReorderInput"]) == (1, 1)
 
 
+def test_planes_are_convolved_with_planes_in_blocks(tmp_path: Path) -> None:
+    values: dict[str, Array] = {"image": np.array([1, -1, 6, 5]), "kernel": np.array([2 * CHANNELS, 1, 6, 5])}
+    nodes = [
+        _conv("x", "a", values, CHANNELS, CHANNELS),
+        node("Abs", ["a"], ["b"]),
+        node("Reshape", ["a", "image"], ["images"]),
+        node("Reshape", ["b", "kernel"], ["kernels"]),
+        node("Conv", ["images", "kernels"], ["y"], group=2 * CHANNELS, pads=[1] * 4),
+    ]
+    x = random(2, CHANNELS, 6, 5)
+    before, after = _kept(_network(nodes, ["y"], values, x), x, tmp_path)
+    assert (before["ReorderOutput"], before["ReorderInput"]) == (1, 1)
+    assert (after["ReorderOutput"], after["ReorderInput"]) == (1, 1)  # x, and y of 3 x 3 positions
+
+
 def test_a_tensor_in_blocks_that_is_an_output_is_laid_back(tmp_path: Path) -> None:
     values: dict[str, Array] = {}
     nodes = [_conv("x", "a", values, CHANNELS, CHANNELS), node("Abs", ["a"], ["b"]), node("Neg", ["b"], ["c"])]
@@ -126,7 +141,7 @@ def test_masks_of_booleans_and_other_readers_see_the_plain_layout(tmp_path: Path
 
 
 def test_bodies_read_the_plain_layout(tmp_path: Path) -> None:
-    values: dict[str, Array] = {"yes": np.array(True)}
+    values: dict[str, Array] = {"limit": np.float32(0.5)}
     info = onnx.helper.make_empty_tensor_value_info
     branches = [
         onnx.helper.make_graph([node("Softmax", ["b"], [name], axis=1)], name, [], [info(name)]) for name in "tf"
@@ -134,11 +149,10 @@ def test_bodies_read_the_plain_layout(tmp_path: Path) -> None:
     nodes = [
         _conv("x", "a", values, CHANNELS, CHANNELS),
         node("Tanh", ["a"], ["b"]),
-        node("ReduceMax", ["b"], ["most"], keepdims=0),
+        node("ReduceMax", ["x"], ["most"], keepdims=0),
         node("Greater", ["most", "limit"], ["high"]),
         onnx.helper.make_node("If", ["high"], ["y"], then_branch=branches[0], else_branch=branches[1]),
     ]
-    values["limit"] = np.float32(0.5)
     x = random(2, CHANNELS, 6, 5)
     _kept(_network(nodes, ["y"], values, x), x, tmp_path)
 
