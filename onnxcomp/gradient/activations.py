@@ -20,12 +20,17 @@ def relu(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
 @register("Clip")
 def clip(tape: Tape, operation: Operation, grad: str) -> list[str | None]:
     """1 between the bounds; the bounds have none, which is asked for only where they are computed."""
-    low, high = (operation.input(index) if operation.has(index) else None for index in (1, 2))
-    if low is None and high is None:
-        return [grad]
-    if low is not None and high is None and np.all(operation.constant(1) == 0.0):
-        return [tape.emit("Mul", grad, tape.positive(operation.output()))]
-    return [tape.emit("Mul", grad, tape.between(operation.output(), low, high))]
+    for index, sign in ((1, 1), (2, -1)):
+        if not operation.has(index):
+            continue
+        bound = operation.constant(index)
+        if bound is not None and np.abs(bound).max() < 1e6:
+            mask = tape.beyond(operation.output(), float(bound.reshape(-1)[0]), sign)
+        else:
+            low, high = (operation.input(index), None) if sign > 0 else (None, operation.input(index))
+            mask = tape.between(operation.output(), low, high)
+        grad = tape.emit("Mul", grad, mask)
+    return [grad]
 
 
 def _knee(tape: Tape, operation: Operation, grad: str, scale: float, below: float, above: float) -> str:

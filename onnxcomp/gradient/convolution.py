@@ -12,8 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx
-
 from onnxcomp.gradient.rules import register
 from onnxcomp.gradient.tape import Operation, Tape
 
@@ -23,8 +21,6 @@ Shape = tuple[int, ...]
 
 # A 1x1 kernel: from this many positions on, products sample by sample cost less than putting samples side by side.
 _MANY_POSITIONS = 256
-# Depthwise: floats of the input that one step of the scan takes, so that all its values stay in the second-level cache.
-_CACHED = 48 * 1024
 
 
 @dataclass(frozen=True)
@@ -156,13 +152,18 @@ def conv_transpose(tape: Tape, operation: Operation, grad: str) -> list[str | No
 
 def _seen(tape: Tape, geometry: Geometry, grad: str, weight: str) -> str:
     """The convolution, without positions at the end that no output sees: with them, there might be more outputs."""
+    grad, _, ends = _without_leftover(tape, geometry, grad)
+    return tape.emit("Conv", grad, weight, **geometry.attributes | {"pads": [*geometry.before, *ends]})
+
+
+def _without_leftover(tape: Tape, geometry: Geometry, x: str) -> tuple[str, list[int], list[int]]:
+    """x without positions at its end that no output sees, its extents, and the padding after it that is left."""
     ends = [a - over for a, over in zip(geometry.after, geometry.leftover, strict=True)]
+    extents = [dim + min(end, 0) for dim, end in zip(geometry.x[2:], ends, strict=True)]
     if min(ends) < 0:
         axes, ones = range(2, geometry.rank + 2), [1] * geometry.rank
-        stops = [dim + min(end, 0) for dim, end in zip(geometry.x[2:], ends, strict=True)]
-        grad = tape.slice(grad, [0] * geometry.rank, stops, axes, ones)
-    pads = [*geometry.before, *(max(end, 0) for end in ends)]
-    return tape.emit("Conv", grad, weight, **geometry.attributes | {"pads": pads})
+        x = tape.slice(x, [0] * geometry.rank, extents, axes, ones)
+    return x, extents, [max(end, 0) for end in ends]
 
 
 def _by_input(tape: Tape, geometry: Geometry, grad: str, weight: str) -> str:
@@ -258,46 +259,21 @@ def _outputs_first(tape: Tape, geometry: Geometry, grad: str, rows: int) -> str:
 
 
 def _depthwise(tape: Tape, geometry: Geometry, x: str, grad: str) -> str:
-    """For each place of the kernel, the sum of products channel by channel.
+    """Every plane of x, convolved with its plane of the gradient as the kernel: strides and dilations change places.
 
-    There is no matrix product in it, and products of whole tensors would pass through memory for each place; so a scan
-    takes a few channels at a time, which stay in the cache.
+    As a convolution of samples · channels groups it stays one pass over both tensors.
     """
     batch, channels = geometry.x[0], geometry.w[0]
-    padded = tape.pad(x, [0, 0, *geometry.before], [0, 0, *geometry.after])
-    extent = [dim + b + a for dim, b, a in zip(geometry.x[2:], geometry.before, geometry.after, strict=True)]
-    planes = batch * channels
-    together = _largest_divisor(planes, max(1, _CACHED // math.prod(extent)))
-    steps = planes // together
-    inputs = [
-        tape.reshape(padded, [steps, together, *extent]),
-        tape.reshape(grad, [steps, together, *geometry.y[2:]]),
-    ]
-    body = _depthwise_body(geometry, together, extent, tape.name("step"))
-    scanned = tape.emit("Scan", *inputs, body=body, num_scan_inputs=2)  # (steps, together, places)
-    sums = tape.reduce_sum(tape.reshape(scanned, [batch, channels, math.prod(geometry.kernel)]), [0], keepdims=False)
-    return tape.reshape(sums, geometry.w)
-
-
-def _depthwise_body(geometry: Geometry, together: int, extent: Sequence[int], prefix: str) -> onnx.GraphProto:
-    """Its names begin with a prefix of their own: ONNX Runtime wants them apart from those of the graph around."""
-    info = onnx.helper.make_tensor_value_info
-    places = geometry.places()
-    body = onnx.GraphProto(name="depthwise")
-    tape = Tape(body, prefix=prefix)
-    x, y = tape.name("x"), tape.name("y")
-    axes = list(range(1, geometry.rank + 1))
-    sums = []
-    for place in places:
-        seen = tape.slice(x, *geometry.window(place), axes, geometry.strides)
-        sums.append(tape.reduce_sum(tape.emit("Mul", seen, y), axes, keepdims=False))
-    columns = [tape.emit("Unsqueeze", total, tape.ints([1])) for total in sums]
-    result = tape.emit("Concat", *columns, axis=1)
-    kind = onnx.TensorProto.FLOAT
-    body.input.extend([info(x, kind, [together, *extent]), info(y, kind, [together, *geometry.y[2:]])])
-    body.output.append(info(result, kind, [together, len(places)]))
-    return body
-
-
-def _largest_divisor(number: int, most: int) -> int:
-    return max(part for part in range(1, min(number, most) + 1) if number % part == 0)
+    x, extent, ends = _without_leftover(tape, geometry, x)
+    products = tape.emit(
+        "Conv",
+        tape.reshape(x, [1, batch * channels, *extent]),
+        tape.reshape(grad, [batch * channels, 1, *geometry.y[2:]]),
+        kernel_shape=list(geometry.y[2:]),
+        strides=list(geometry.dilations),
+        dilations=list(geometry.strides),
+        pads=[*geometry.before, *ends],
+        group=batch * channels,
+    )
+    sums = tape.reshape(products, [batch, channels, math.prod(geometry.kernel)])
+    return tape.reshape(tape.reduce_sum(sums, [0], keepdims=False), geometry.w)

@@ -182,6 +182,16 @@ class Tape:
         """1.0 where the tensor is above 0, else 0.0; one pass, where a comparison with a Cast takes two."""
         return self.emit("HardSigmoid", tensor, alpha=3e38, beta=0.0)
 
+    def beyond(self, tensor: str, bound: float, sign: int) -> str:
+        """1.0 where the tensor is above the bound (sign 1) or below it (-1), else 0.0; one pass as well.
+
+        A power of two scales without rounding, so at the bound there is exactly 0, and next to it more than 1.
+        """
+        if sign > 0 and bound == 0.0:
+            return self.positive(tensor)
+        steep = sign * 2.0**100
+        return self.emit("HardSigmoid", tensor, alpha=steep, beta=-steep * bound)
+
     def between(self, tensor: str, low: str | None, high: str | None) -> str:
         """1.0 where the tensor lies strictly between two others, else 0.0.
 

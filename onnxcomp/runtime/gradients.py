@@ -161,8 +161,9 @@ class _Compiled:
         """Trust the fast form when it gives the same gradients once."""
         self._checked = True
         assert self._fast is not None
-        plain = _run(self._plain_session(), self._outputs, given)
-        self._plain = None  # what it holds is as much as the other will
+        # What a session returns keeps all of its memory, as much as the other will take: copies do not.
+        plain = [found.copy() for found in _run(self._plain_session(), self._outputs, given)]
+        self._plain = None
         made = {name: value for name, value in given.items() if name not in self._traced_names()}
         try:
             fast = _run(self._fast.session, self._outputs, made | self._fast.feeds(given))
@@ -202,6 +203,8 @@ def _options(threads: int, optimize: bool = True) -> ort.SessionOptions:
     options.intra_op_num_threads = threads or all_cores()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
+    # A plan for the whole run asks for all of its memory anew in the second run, and is not faster.
+    options.enable_mem_pattern = False
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     # What is quantized is computed in float, as its derivative assumes.

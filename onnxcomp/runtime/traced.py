@@ -19,6 +19,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxcomp.errors import SessionError
+from onnxcomp.runtime.blocked import keep_blocked
 from onnxcomp.runtime.session import reason
 
 __all__ = ["Traced", "trace"]
@@ -103,11 +104,13 @@ def trace(
     inputs = _as_inputs(optimized, labels)
     if inputs is None:
         return None
-    try:
-        session = ort.InferenceSession(optimized.SerializeToString(), plain, providers=["CPUExecutionProvider"])
-    except Exception:  # its own layouts are no promise
-        return None
-    return Traced(session, inputs)
+    for candidate in (keep_blocked(optimized, model), optimized):
+        try:
+            data = candidate.SerializeToString()
+            return Traced(ort.InferenceSession(data, plain, providers=["CPUExecutionProvider"]), inputs)
+        except Exception:  # its own layouts are no promise
+            continue
+    return None
 
 
 def _labels(parameters: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
