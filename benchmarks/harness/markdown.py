@@ -52,14 +52,28 @@ def machine(environment: Environment) -> list[str]:
     ]
 
 
-def facts(section: Section) -> str:
-    """When, where, with what and on how much a section was measured."""
+def threads(count: int) -> str:
+    """So many threads."""
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def setting_of(row: Row) -> str:
+    """A row's setting, and when it was measured where that was not with the others."""
+    return row.setting if row.date is None else f"{row.setting} (measured apart, {row.date})"
+
+
+def facts(section: Section, fed: str = "") -> str:
+    """When, where, with what and on how much a section was measured.
+
+    Args:
+        fed: what the tools were given; the samples of the calibration file unless said otherwise.
+    """
     samples = ", ".join(f"{name} on {count:,}" for name, count in section.samples.items())
     parts = [
         f"- {section.date}, `{section.command}`",
         *machine(section.environment),
-        f"- test samples: {samples}; calibration file: {section.calibration_samples} samples; "
-        f"speed: {section.threads} thread{'s' if section.threads > 1 else ''}, {section.rounds} interleaved rounds",
+        f"- test samples: {samples}; {fed or f'calibration file: {section.calibration_samples} samples'}; "
+        f"speed: {threads(section.threads)}, {section.rounds} interleaved rounds",
     ]
     return "\n".join(parts)
 

@@ -12,6 +12,7 @@ from harness.markdown import (
     ratio,
     seconds,
     setting_cell,
+    setting_of,
     share,
     size_ratio,
     table,
@@ -65,13 +66,12 @@ def _table(section: Section) -> str:
 
 
 def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], lengths: list[str]) -> list[str]:
-    setting = row.setting if row.date is None else f"{row.setting} (measured apart, {row.date})"
     distances = {"agreement": share(row.agreement), "SQNR": decibels(row.sqnr_db)}
     lost = points_lost(section, row) if row is not section.original else None
     gone = removed(section, row)
     return [
         row.tool,
-        setting_cell(setting, row.failure),
+        setting_cell(setting_of(row), row.failure),
         *(value(figure, row) for figure in figures),
         *([NONE if lost is None else f"{lost + 0.0:.2f}"] if figures[0].unit == "points" else []),
         *(distances[name] for name in extra),

@@ -11,6 +11,7 @@ from harness.markdown import (
     ratio,
     seconds,
     setting_cell,
+    setting_of,
     share,
     size_ratio,
     table,
@@ -93,12 +94,11 @@ def _table(section: Section) -> str:
 
 
 def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], lengths: list[str]) -> list[str]:
-    setting = row.setting if row.date is None else f"{row.setting} (measured apart, {row.date})"
     distances = {"agreement": share(row.agreement), "SQNR": decibels(row.sqnr_db)}
     kernels = NONE if row.integer_kernels is None else f"{row.integer_kernels} int, {row.float_layers} float"
     return [
         row.tool,
-        setting_cell(setting, row.failure),
+        setting_cell(setting_of(row), row.failure),
         *(value(figure, row) for figure in figures),
         *(distances[name] for name in extra),
         size_ratio(row, section.original),

@@ -5,15 +5,18 @@ from __future__ import annotations
 from harness.figures import points_lost
 from harness.markdown import (
     NONE,
+    facts,
     machine,
     megabytes,
     ratio,
     seconds,
     setting_cell,
+    setting_of,
     share,
     size_ratio,
     table,
     targets_table,
+    threads,
     value,
 )
 from harness.recover_results import RecoverResults, StepRow, Steps
@@ -38,7 +41,7 @@ def _steps(steps: Steps) -> str:
     about = [
         f"- {steps.date}, `{steps.command}`",
         *machine(steps.environment),
-        f"- batch {steps.batch}, {_threads(steps.threads)}, {steps.rounds} interleaved rounds; "
+        f"- batch {steps.batch}, {threads(steps.threads)}, {steps.rounds} interleaved rounds; "
         "loss and gradients of all weights",
     ]
     torch = steps.row("torch")
@@ -66,20 +69,10 @@ def _power(found: float | None) -> str:
     return NONE if found is None else f"{found:.1e}"
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
 def _section(section: Section) -> str:
-    samples = ", ".join(f"{name} on {count:,}" for name, count in section.samples.items())
-    about = [
-        f"- {section.date}, `{section.command}`",
-        *machine(section.environment),
-        f"- test samples: {samples}; {section.calibration_samples:,} samples to train on, without labels; "
-        f"speed: {_threads(section.threads)}, {section.rounds} interleaved rounds",
-    ]
     heading = f"## Recovery: {section.model} (`{section.file}`)"
-    return "\n\n".join([heading, "\n".join(about), _table(section)])
+    fed = f"{section.calibration_samples:,} samples to train on, without labels"
+    return "\n\n".join([heading, facts(section, fed), _table(section)])
 
 
 def _table(section: Section) -> str:
@@ -96,11 +89,10 @@ def _table(section: Section) -> str:
 
 
 def _cells(job: str, row: Row, section: Section, figures: list[Figure], agreement: bool) -> list[str]:
-    setting = row.setting if row.date is None else f"{row.setting} (measured apart, {row.date})"
     lost = points_lost(section, row) if row is not section.original else None
     return [
         job,
-        setting_cell(f"{row.tool}: {setting}", row.failure),
+        setting_cell(f"{row.tool}: {setting_of(row)}", row.failure),
         *(value(figure, row) for figure in figures),
         NONE if lost is None else f"{lost + 0.0:.2f}",
         *([share(row.agreement)] if agreement else []),
