@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -21,14 +22,6 @@ Array = np.ndarray[Any, Any]
 
 _READERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Transpose", "Reshape")
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
-_LIMITS = {
-    "int8": (-128, 127),
-    "uint8": (0, 255),
-    "int4": (-8, 7),
-    "uint4": (0, 15),
-    "int2": (-2, 1),
-    "uint2": (0, 3),
-}
 _FEW = 15  # codes of so many levels may all be used
 _ROOM = 8.0  # times the largest bias
 _LARGEST = 2.0**31 - 2**7  # that float32 holds
@@ -198,9 +191,8 @@ def _weight(
 ) -> CodedWeight:
     codes: Array = integers.codes.astype(np.float32) - np.float32(zero)
     low, high = (np.asarray(limit, np.float32) - np.float32(zero) for limit in integers.limits)
-    if (
-        integers.limits[1] - integers.limits[0] > _FEW
-    ):  # of 8 bits a channel may use fewer levels, so that sums of its products fit 16 bits
+    if integers.limits[1] - integers.limits[0] > _FEW:
+        # Of 8 bits a channel may use fewer levels, so that sums of its products fit 16 bits.
         axes = tuple(axis for axis in range(codes.ndim) if scales.ndim <= axis or scales.shape[axis] == 1)
         most = np.abs(codes).max(axis=axes, keepdims=True, initial=0.0)
         low, high = np.maximum(low, -most), np.minimum(high, most)
@@ -235,11 +227,12 @@ def _stored(tensor: gs.Tensor) -> _Integers | None:
     if value is None or not is_small_integer(tensor) or len(tensor.outputs) != 1 or value.ndim < 2:
         return None
     dtype = value.dtype
+    limits = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
 
     def store(codes: Array) -> None:
         assign(tensor, codes.astype(np.int8 if str(dtype).startswith("int") else np.uint8).astype(dtype))
 
-    return _Integers(value.astype(np.float32), np.ones(1, np.float32), _LIMITS[str(dtype)], store)
+    return _Integers(value.astype(np.float32), np.ones(1, np.float32), (int(limits.min), int(limits.max)), store)
 
 
 def _factors(tensor: gs.Tensor) -> Array | None:

@@ -86,14 +86,10 @@ class Trainable:
 
     def learn(self, learnt: Mapping[str, Array]) -> None:
         """Put variables that were learnt into the student."""
-        values = self.variables([name for name in learnt if name in self._names]).parameters(learnt)
+        values = self.variables(learnt.keys()).parameters(learnt)
         for parameter in self.parameters:
             if parameter.name in values:
                 assign(parameter.tensor, values[parameter.name])
-
-    @property
-    def _names(self) -> set[str]:
-        return {parameter.name for parameter in self.parameters}
 
     def write(self, model: Model, learnt: Mapping[str, Array]) -> None:
         """Put variables that were learnt into the model that this is a copy of.

@@ -150,23 +150,17 @@ class _Compiled:
             self._check(given)
         if self._fast is None:
             return _run(self._plain_session(), names, given)
-        made = {name: value for name, value in given.items() if name not in self._traced_names()}
-        return _run(self._fast.session, names, made | self._fast.feeds(given))
+        return _run(self._fast.session, names, given | self._fast.feeds(given))
 
-    def _traced_names(self) -> set[str]:
-        assert self._fast is not None
-        return {moved.parameter for moved in self._fast.inputs.values()}
-
-    def _check(self, given: Mapping[str, Array]) -> None:
+    def _check(self, given: dict[str, Array]) -> None:
         """Trust the fast form when it gives the same gradients once."""
         self._checked = True
         assert self._fast is not None
         # What a session returns keeps all of its memory, as much as the other will take: copies do not.
         plain = [found.copy() for found in _run(self._plain_session(), self._outputs, given)]
         self._plain = None
-        made = {name: value for name, value in given.items() if name not in self._traced_names()}
         try:
-            fast = _run(self._fast.session, self._outputs, made | self._fast.feeds(given))
+            fast = _run(self._fast.session, self._outputs, given | self._fast.feeds(given))
         except SessionError:
             self._fast = None
             return

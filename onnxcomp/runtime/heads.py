@@ -65,9 +65,6 @@ class Head:
         return Term(self.tensor, self.kind, self.axis, weight)
 
 
-_ANY = Head("", "", "mse")  # what every other goes before
-
-
 def heads(model: Model, shapes: Mapping[str, tuple[int, ...]], loss: LossName) -> list[Head]:
     """How each float output is trained.
 
@@ -86,7 +83,7 @@ def heads(model: Model, shapes: Mapping[str, tuple[int, ...]], loss: LossName) -
     found = [_head(tensor, shapes[tensor.name], loss) for tensor in float_outputs(model) if tensor.name in shapes]
     by_tensor: dict[str, Head] = {}
     for head in found:  # logits that are given out beside their probabilities are one tensor: it is trained once
-        if head is not None and by_tensor.get(head.tensor, _ANY).kind == "mse":
+        if head is not None and (head.tensor not in by_tensor or by_tensor[head.tensor].kind == "mse"):
             by_tensor[head.tensor] = head
     kept = list(by_tensor.values())
     if not kept:

@@ -102,14 +102,13 @@ class Curriculum:
             count: at most so many; cuts are where one tensor holds all, which no pass has changed in shape.
             parameters: names of initializers of the student.
         """
-        probe = self.data.sample()
-        shapes = observed(self.student, probe)
+        shapes, trained = observed(self.student, self.data.sample()), set(parameters)
         ends: list[str | None] = [*self._cuts(count, parameters, shapes), None]
         start: str | None = None
         for end in ends:
             part = between(self.student, start, end)
-            found = heads(part, shapes, self.loss) if end is None else matched([end], shapes, shapes)
-            names = [tensor.name for tensor in part.proto().graph.initializer if tensor.name in set(parameters)]
+            found = heads(part, shapes, self.loss) if end is None else [Head(end, end, "mse")]
+            names = [tensor.name for tensor in part.proto().graph.initializer if tensor.name in trained]
             targets: Batches = self._targets(found)
             if start is not None:
                 targets = _Continued(targets, between(self.student, None, start), part, start)
