@@ -13,7 +13,7 @@ import onnx
 from onnxcomp.gradient.objective import Term
 from onnxcomp.gradient.rules import NotDifferentiableError, rule_of
 from onnxcomp.gradient.tape import Operation, Tape
-from onnxcomp.storage.messages import drop_unneeded_nodes
+from onnxcomp.storage.messages import drop_unneeded_nodes, keep_named
 
 __all__ = ["Derivative", "differentiate"]
 
@@ -267,7 +267,4 @@ def _finish(
     for name in gradients:
         if name not in declared:
             graph.input.append(onnx.helper.make_tensor_value_info(name, _FLOAT, shapes[name]))
-    kept = drop_unneeded_nodes(graph).difference(gradients)
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name not in kept:
-            del graph.initializer[index]
+    keep_named(graph.initializer, drop_unneeded_nodes(graph).difference(gradients))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx
 
 from onnxcomp.model import Model
-from onnxcomp.storage.messages import drop_unneeded_nodes, reads_of
+from onnxcomp.storage.messages import drop_unneeded_nodes, keep_named, reads_of
 
 __all__ = ["between", "cuts", "evenly"]
 
@@ -84,15 +84,10 @@ def between(model: Model, start: str | None, end: str | None) -> Model:
     if start is not None:
         _replace_producer(graph, start)
         graph.input.append(onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, None))
-        kept = [value for value in graph.value_info if value.name != start]
-        values = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
-        del graph.value_info[:]
-        graph.value_info.extend(values)
+        keep_named(graph.value_info, {value.name for value in graph.value_info} - {start})
     needed = drop_unneeded_nodes(graph)
-    for held in (graph.initializer, graph.input):
-        for index in reversed(range(len(held))):
-            if held[index].name not in needed:
-                del held[index]
+    keep_named(graph.initializer, needed)
+    keep_named(graph.input, needed)
     return Model.from_proto(proto)
 
 

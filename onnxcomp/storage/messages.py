@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator, MutableSequence
 from typing import Any, TypeVar
 
 import onnx
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-__all__ = ["clear_undecodable", "copied", "copy_fields", "drop_unneeded_nodes", "lay_over", "name_of", "proto_graphs"]
-__all__ += ["reads_of", "shell"]
+__all__ = ["clear_undecodable", "copied", "copy_fields", "drop_unneeded_nodes", "keep_named", "lay_over", "name_of"]
+__all__ += ["proto_graphs", "reads_of", "shell"]
 
 M = TypeVar("M", bound=Message)
 
@@ -113,6 +113,15 @@ def reads_of(node: onnx.NodeProto) -> Iterator[str]:
             yield from (output.name for output in body.output)
             for nested in body.node:
                 yield from reads_of(nested)
+
+
+def keep_named(
+    held: MutableSequence[onnx.TensorProto] | MutableSequence[onnx.ValueInfoProto], names: Container[str]
+) -> None:
+    """Remove from a list of a message all that has none of these names."""
+    for index in reversed(range(len(held))):
+        if held[index].name not in names:
+            del held[index]
 
 
 def drop_unneeded_nodes(graph: onnx.GraphProto) -> set[str]:
