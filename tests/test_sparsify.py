@@ -50,6 +50,8 @@ def test_masked_least_squares_is_the_closed_form(seed: int, size: int, groups: i
     for g, o in np.ndindex(*W.shape[:2]):
         best = exact(W[g, o], H[g], kept[g, o])
         np.testing.assert_allclose(found[g, o], best, atol=1e-2 * np.abs(W[g, o]).max())  # it stops at a small gradient
+        losses = [float((X - W[g, o]) @ H[g] @ (X - W[g, o])) for X in (found[g, o], best, W[g, o] * kept[g, o])]
+        assert losses[0] <= losses[1] + 1e-5 * losses[2]  # what it makes least
 
 
 def test_a_few_steps_are_no_worse_than_the_start() -> None:
