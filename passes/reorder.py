@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,14 +14,17 @@ from onnxcomp.graph.diagonal import equal_blocks, make_grouped
 from onnxcomp.graph.groups import Group, dependency_groups, select
 from onnxcomp.graph.idle import idle_units, order_without
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.panels import panels_of, read_in_panels
 from onnxcomp.graph.tiling import nonzero, operands_of, salience, untileable
 from onnxcomp.linalg.matching import match_coupled
 from onnxcomp.linalg.tiles import tile_sums
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.feeds import synthetic
+from onnxcomp.runtime.panel_times import PanelTimes
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
+from onnxcomp.runtime.tile_pruning import TilePlan, TilePruning
 
 __all__ = ["Reorder"]
 
@@ -74,6 +77,26 @@ class Reorder(Pass):
         0.01, ge=0, lt=1, description="part of the salience in cheap tiles that a group's new order must save"
     )
 
+    density: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto",
+        description="part of the multiply-accumulates of the layers that lose tiles which is left; 1 to drop none; "
+        "auto: as much as zeros of earlier passes say, and in dense layers what adds less than ``error``",
+    )
+    panels: Literal[1, 2, 4] | None = Field(
+        None, description="panels of outputs, each of which reads channels of its own; by default what is fastest"
+    )
+    error: float = Field(
+        0.002,
+        ge=0,
+        lt=1,
+        description="with density='auto', what the tiles dropped may change in the outputs, over their variance",
+    )
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """See the base class."""
+        return self.density == 1
+
     def run(self, model: Model, ctx: Context) -> None:
         """Reorder the model in place; see the class."""
         multiple = ctx.target.channel_multiple
@@ -85,6 +108,7 @@ class Reorder(Pass):
             groups = dependency_groups(model, observed(model, feeds))
         notes.stuck = _stuck(groups)
         self._match(model, groups, ctx, notes)
+        self._drop(model, groups, feeds, ctx, notes)
         for layer in weighted_layers(model):
             self._decide(ctx, layer, groups, notes)
 
@@ -98,6 +122,28 @@ class Reorder(Pass):
         channels = sum(group.size for group in groups)
         where = f"{len(free)} of {len(groups)} groups that belong together"
         return f"{sum(free)} of {channels} channels could change places, in {where}{because(stuck.values())}"
+
+    def _drop(
+        self, model: Model, groups: Sequence[Group], feeds: Mapping[str, Array], ctx: Context, notes: _Notes
+    ) -> None:
+        """Drop tiles, and make the layers smaller by what is gone."""
+        if self.density == 1 or ctx.data is None:
+            return
+        shapes, multiple = observed(model, feeds), ctx.target.channel_multiple
+        layers = {layer.name: layer for layer in weighted_layers(model)}
+        times = PanelTimes(shapes, ctx.timings, ctx.target.threads or 1)
+        work = TilePruning(model, groups, ctx.data, times, multiple, self.panels, ctx.progress)
+        work.run(list(layers.values()), None if self.density == "auto" else self.density, self.error)
+        for name, plan in work.plans.items():
+            notes.done.setdefault(id(layers[name].node), []).append(_told(plan, work.errors[name].error))
+        for name, reason in work.reasons.items():
+            notes.whole[id(layers[name].node)] = reason
+        _remove_idle(model, groups, feeds, multiple, notes)
+        for name, plan in work.plans.items():
+            layer = layers[name]
+            panels = panels_of(layer, plan.panels)
+            if panels is not None and not plan.alone:
+                read_in_panels(model, layer, panels, len(shapes[layer.node.inputs[0].name]))
 
     def _match(self, model: Model, groups: Sequence[Group], ctx: Context, notes: _Notes) -> None:
         """Give every group that gains by it another order."""
@@ -161,6 +207,15 @@ class _Notes:
     results: dict[int, str] = field(default_factory=dict)
     moved: set[int] = field(default_factory=set)
     stuck: dict[int, str] = field(default_factory=dict)
+    whole: dict[int, str] = field(default_factory=dict)
+
+
+def _told(plan: TilePlan, error: float) -> str:
+    what = f"reads {plan.channels} of {plan.inputs} channels"
+    if plan.panels > 1:
+        what = f"{plan.panels} panels of outputs, each of which {what}"
+    faster = "" if plan.ratio is None else f"; measured {plan.ratio:.2f} times as fast"
+    return f"{what}{faster}; relative output error {error:.2g}"
 
 
 def _stuck(groups: Sequence[Group]) -> dict[int, str]:

@@ -26,7 +26,7 @@ from onnxcomp.runtime.channels import affordable
 from onnxcomp.runtime.fits import observe_stage, parts_of
 from onnxcomp.runtime.regression import Regression
 from onnxcomp.runtime.shapes import observed
-from onnxcomp.runtime.sparsity_plan import plan_shares
+from onnxcomp.runtime.sparsity_plan import loss_curves
 from onnxcomp.runtime.stages import depths, stages
 
 __all__ = ["Sparsified", "make_sparse", "sparsify", "sparsify_by_size"]
@@ -89,7 +89,7 @@ def make_sparse(
     shares = dict.fromkeys((layer.name for layer in layers), sparsity)
     if score == "obs" and form.share is None:
         probe = affordable(model, shapes, dataset, _PROBE_MACS, 64)
-        shares = plan_shares(model, layers, form.pattern, sparsity, samples, probe, progress)
+        shares = loss_curves(model, layers, form.pattern, samples, probe, progress).shares(sparsity)
     patterns = {layer: form.pattern(layer, shares[layer.name]) for layer in layers if layer.name in shares}
     return sparsify(model, patterns, score, samples, _STAGES, progress)
 
@@ -101,6 +101,7 @@ def sparsify(
     dataset: Dataset,
     most_stages: int,
     progress: Progress = silent,
+    fill: bool = False,
 ) -> dict[str, Sparsified]:
     """Make layers sparse in the order of the graph, each fitted to the inputs that those before it now give.
 
@@ -111,6 +112,7 @@ def sparsify(
         dataset: samples to fit on.
         most_stages: how often the samples may be run.
         progress: shows the batches.
+        fill: weights that are zero now may become others.
 
     Returns:
         by name. Those that values reach which are not finite are missing, and stay as they were.
@@ -126,7 +128,7 @@ def sparsify(
         fed = stage[0][0]
         for layer, regression in observe_stage(model, original, stage, fed, reference, dataset, progress, branches):
             if regression.fitting.finite and regression.held_out.finite:
-                done[layer.name] = _sparsify(model, layer, regression, patterns[layer], score)
+                done[layer.name] = _sparsify(model, layer, regression, patterns[layer], score, fill)
     return done
 
 
@@ -141,12 +143,14 @@ def _branches(model: Model, layers: Sequence[WeightedLayer]) -> dict[str, str]:
     return branches
 
 
-def _sparsify(model: Model, layer: WeightedLayer, regression: Regression, pattern: Pattern, score: Score) -> Sparsified:
+def _sparsify(
+    model: Model, layer: WeightedLayer, regression: Regression, pattern: Pattern, score: Score, fill: bool
+) -> Sparsified:
     constants = takes_constants(model.graph, layer)
     fitting, held_out = parts_of(regression, constants)
     prior, seen = regression.target.astype(np.float64), fitting + held_out
     damping, _ = chosen_damping(prior, fitting, held_out)
-    W, _ = solved(prior, seen, damping, kept_mask(layer))
+    W, _ = solved(prior, seen, damping, None if fill else kept_mask(layer))
     H = damped(seen.covariance, damping_for(seen.count, W.shape[2]))
     kept = mask_by(score, prior if score == "magnitude" else W, H, pattern)
     W, shift = solved(prior, seen, damping, kept)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +25,7 @@ from onnxcomp.runtime.fits import Fit, observe_stage, parts_of
 from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.regression import Regression
 
-__all__ = ["PatternOf", "plan_shares"]
+__all__ = ["LossCurves", "PatternOf", "loss_curves"]
 
 Array = np.ndarray[Any, Any]
 PatternOf: TypeAlias = Callable[[WeightedLayer, float], Pattern]
@@ -43,16 +44,57 @@ _MAX_BYTES = 256 * 2**20  # of moments that are held at once
 _LEAST_LOSS = 1e-9
 
 
-def plan_shares(
+@dataclass(frozen=True)
+class LossCurves:
+    """What layers lose as they become sparse, and how much of that reaches the model's outputs.
+
+    Attributes:
+        sizes: of each layer by name, what a share is of: weights, say, or multiply-accumulates.
+        curves: relative losses of its outputs at the measured shares.
+        reaches: relative error of the model's outputs for each unit of that.
+    """
+
+    sizes: Mapping[str, float]
+    curves: Mapping[str, Array]
+    reaches: Mapping[str, float]
+
+    def shares(self, sparsity: float) -> dict[str, float]:
+        """The share of each layer that is to go so that ``sparsity`` of all goes at the least loss."""
+        if not self.curves:
+            return {}
+        grid = np.linspace(_LEAST_ZEROS * sparsity, 1.0 - _LEAST_KEPT * (1.0 - sparsity), _POINTS)
+        losses = np.stack([self._reach(name) * _at(grid, curve) for name, curve in self.curves.items()])
+        sizes = np.array([self.sizes[name] for name in self.curves])
+        found = equal_marginal_shares(losses, grid, sizes, sparsity * float(sizes.sum()))
+        return dict(zip(self.curves, found.tolist(), strict=True))
+
+    def error(self, shares: Mapping[str, float]) -> float:
+        """Relative error of the model's outputs to expect; errors of layers are taken to add up."""
+        return sum(self._reach(name) * float(_at(np.array(share), self.curves[name])) for name, share in shares.items())
+
+    def measured_in(self, sizes: Mapping[str, float]) -> LossCurves:
+        """The same, with shares of these sizes."""
+        return replace(self, sizes=sizes)
+
+    def without(self, names: Collection[str]) -> LossCurves:
+        """Of the other layers."""
+        curves = {name: curve for name, curve in self.curves.items() if name not in names}
+        return replace(self, curves=curves)
+
+    def _reach(self, name: str) -> float:
+        usual = float(np.median([reach for reach in self.reaches.values() if reach > 0] or [1.0]))
+        return max(self.reaches[name], _LEAST_REACH * usual)
+
+
+def loss_curves(
     model: Model,
     layers: Sequence[WeightedLayer],
     pattern: PatternOf,
-    sparsity: float,
     dataset: Dataset,
     probe: Dataset,
     progress: Progress = silent,
-) -> dict[str, float]:
-    """The share of each layer's weights that is to become zero.
+) -> LossCurves:
+    """Measure how each layer bears to become sparse.
 
     For each layer the loss of its outputs is found for a few shares, on inputs that vary more than the samples do.
     How much of it reaches the model's outputs is measured with that layer alone made sparse.
@@ -61,7 +103,6 @@ def plan_shares(
         model: left as it is.
         layers: of its main graph, those that ``can_be_observed``.
         pattern: for a layer and a share.
-        sparsity: share of all these layers' weights.
         dataset: samples to observe.
         probe: samples to measure the outputs on.
         progress: shows the batches.
@@ -83,7 +124,7 @@ def plan_shares(
             index = int(np.argmin(np.abs(np.log(np.maximum(losses, _LEAST_LOSS) / _PROBED))))
             error = _error_alone(model, layer, fit, candidates[index], probe, reference)
             curves[layer.name], reaches[layer.name] = curve, error / max(losses[index], _LEAST_LOSS)
-    return _divided({name: layer for name, layer in own.items() if name in curves}, curves, reaches, sparsity)
+    return LossCurves({name: float(layer.array().size) for name, layer in own.items()}, curves, reaches)
 
 
 def _chunks(layers: Sequence[WeightedLayer]) -> Iterator[list[WeightedLayer]]:
@@ -133,19 +174,6 @@ def _error_alone(
     finally:
         state.restore()
     return 0.0 if math.isnan(error) else min(error, LOUDEST)
-
-
-def _divided(
-    layers: Mapping[str, WeightedLayer], curves: Mapping[str, Array], reaches: Mapping[str, float], sparsity: float
-) -> dict[str, float]:
-    if not layers:
-        return {}
-    sizes = np.array([layer.array().size for layer in layers.values()], dtype=np.float64)
-    usual = float(np.median([reach for reach in reaches.values() if reach > 0] or [1.0]))
-    grid = np.linspace(_LEAST_ZEROS * sparsity, 1.0 - _LEAST_KEPT * (1.0 - sparsity), _POINTS)
-    losses = np.stack([max(reaches[name], _LEAST_REACH * usual) * _at(grid, curves[name]) for name in layers])
-    shares = equal_marginal_shares(losses, grid, sizes, sparsity * float(sizes.sum()))
-    return dict(zip(layers, shares.tolist(), strict=True))
 
 
 def _at(shares: Array, curve: Array) -> Array:

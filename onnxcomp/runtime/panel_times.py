@@ -1,0 +1,138 @@
+"""Measured time of layers that read their input in panels, beside that of the same layers whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.panels import channel_axis
+from onnxcomp.model import Model
+from onnxcomp.runtime.timings import TimingTable
+
+__all__ = ["PanelTimes"]
+
+Array = np.ndarray[Any, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_SECONDS = 0.15  # of timed runs of a pair
+_NARROW = 16  # channels of what stands before and behind
+_LEAST = 0.02  # of the layer's time: what is less is noise
+
+
+class PanelTimes:
+    """Times layers between others, since ONNX Runtime keeps convolutions in a layout of its own from one to the next.
+
+    A layer stands between convolutions of 1x1 (or, for matrix products, additions), whose own time is measured too and
+    taken off. So a Gather that leaves the blocked layout is paid for where it would be.
+
+    Args:
+        shapes: of the model's tensors in one run.
+        timings: where the times are kept, or come from.
+        threads: intra-op threads.
+    """
+
+    def __init__(self, shapes: Shapes, timings: TimingTable, threads: int = 1) -> None:
+        self._shapes = shapes
+        self._timings = timings
+        self._threads = threads
+
+    def ratio(self, layer: WeightedLayer, panels: int, channels: int) -> float | None:
+        """The layer's time over that of so many panels, each reading so many channels.
+
+        None where it is not known and may not be measured, or where the shape of the layer's input is not known.
+        """
+        shape = self._shapes.get(layer.node.inputs[0].name)
+        if shape is None or layer.weight_index != 1:
+            return None
+        whole = _Piece(layer, shape)
+        feeds = {"x": _values(whole.fed)}
+        times = []
+        for what, other in (("nothing", whole.empty()), ("panels", whole.model(panels, channels))):
+            told = f"{layer.name} beside {panels} {what} of {channels} channels" if what == "panels" else layer.name
+            timed = self._timings.compare(told, whole.model(), other, feeds, self._threads, _SECONDS)
+            if timed is None:
+                return None
+            times.append(1.0 / timed.ratio)
+        nothing, panel = times
+        return max(1.0 - nothing, _LEAST) / max(panel - nothing, _LEAST)
+
+
+class _Piece:
+    """A layer between narrow neighbours, with weights of ordinary size."""
+
+    def __init__(self, layer: WeightedLayer, shape: Sequence[int]) -> None:
+        self._layer = layer
+        self._shape = tuple(shape)
+        self._axis = channel_axis(layer, len(shape))
+        self._inputs = self._shape[self._axis]
+        self.fed = (
+            (self._shape[0], _NARROW, *self._shape[2:]) if layer.kind == "Conv" else self._shape
+        )  # what the piece is fed
+
+    def empty(self) -> Model:
+        """The neighbours alone."""
+        build = _Builder()
+        return build.model(self._after(build, self._before(build), self._inputs), self.fed)
+
+    def model(self, panels: int = 1, channels: int | None = None) -> Model:
+        """With the layer, whole or in panels."""
+        build, layer = _Builder(), self._layer
+        value = self._before(build)
+        weight = list(layer.shape)
+        outputs = weight[layer.out_axis]
+        attributes = dict(layer.node.attrs)
+        if channels is not None:
+            chosen = [np.sort((np.arange(channels) * 7 + start) % self._inputs) for start in range(panels)]
+            value = build.node("Gather", [value, build.constant(np.concatenate(chosen))], axis=self._axis)
+            weight[layer.in_axis] = channels
+            if layer.kind == "Conv":
+                attributes["group"] = panels
+        value = build.node(layer.node.op, [value, build.constant(_values(weight))], **attributes)
+        return build.model(self._after(build, value, outputs), self.fed)
+
+    def _before(self, build: _Builder) -> str:
+        if self._layer.kind == "Conv":
+            ones = [1] * (len(self._shape) - 2)
+            return build.node("Relu", [build.node("Conv", ["x", build.values(self._inputs, _NARROW, *ones)])])
+        return build.node("Add", ["x", build.values(1)])
+
+    def _after(self, build: _Builder, value: str, outputs: int) -> str:
+        if self._layer.kind == "Conv":
+            ones = [1] * (len(self._shape) - 2)
+            return build.node("Conv", [value, build.values(_NARROW, outputs, *ones)])
+        return build.node("Add", [value, build.values(1)])
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def constant(self, value: Array) -> str:
+        self._constants.append(numpy_helper.from_array(value, f"c{len(self._constants)}"))
+        return str(self._constants[-1].name)
+
+    def values(self, *shape: int) -> str:
+        return self.constant(_values(shape))
+
+    def node(self, op: str, inputs: list[str], **attributes: Any) -> str:
+        self._nodes.append(helper.make_node(op, inputs, [f"v{len(self._nodes)}"], **attributes))
+        return str(self._nodes[-1].output[0])
+
+    def model(self, output: str, fed: Sequence[int]) -> Model:
+        kind = onnx.TensorProto.FLOAT
+        inputs, outputs = ([helper.make_tensor_value_info(n, kind, s)] for n, s in (("x", fed), (output, None)))
+        graph = helper.make_graph(self._nodes, "piece", inputs, outputs, self._constants)
+        opset = helper.make_opsetid("", 17)
+        return Model.from_proto(helper.make_model(graph, opset_imports=[opset], ir_version=8))
+
+
+def _values(shape: Sequence[int]) -> Array:
+    """Of ordinary size: time depends on shapes, but zeros and subnormal numbers may be faster or slower."""
+    values: Array = np.resize(np.linspace(-1.0, 1.0, 127), shape).astype(np.float32)
+    return values
