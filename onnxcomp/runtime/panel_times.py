@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from onnxcomp.graph.panels import channel_axis
 from onnxcomp.model import Model
 from onnxcomp.runtime.timings import TimingTable
 
-__all__ = ["PanelTimes"]
+__all__ = ["PanelTime", "PanelTimes"]
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -22,6 +22,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 _SECONDS = 0.15  # of timed runs of a pair
 _NARROW = 16  # channels of what stands before and behind
 _LEAST = 0.02  # of the layer's time: what is less is noise
+
+
+class PanelTime(NamedTuple):
+    """A layer's time.
+
+    Attributes:
+        whole: milliseconds of the layer as it is.
+        ratio: that over the time of its panels.
+    """
+
+    whole: float
+    ratio: float
 
 
 class PanelTimes:
@@ -41,32 +53,32 @@ class PanelTimes:
         self._timings = timings
         self._threads = threads
 
-    def ratio(self, layer: WeightedLayer, panels: int, channels: int) -> float | None:
-        """The layer's time over that of so many panels, each reading so many channels.
+    def measure(self, layer: WeightedLayer, panels: int, channels: int, outputs: int) -> PanelTime | None:
+        """The layer beside so many panels, each reading so many channels, both with so many outputs.
 
         None where it is not known and may not be measured, or where the shape of the layer's input is not known.
         """
         shape = self._shapes.get(layer.node.inputs[0].name)
         if shape is None or layer.weight_index != 1:
             return None
-        whole = _Piece(layer, shape)
-        feeds = {"x": _values(whole.fed)}
-        times = []
-        for what, other in (("nothing", whole.empty()), ("panels", whole.model(panels, channels))):
-            told = f"{layer.name} beside {panels} {what} of {channels} channels" if what == "panels" else layer.name
-            timed = self._timings.compare(told, whole.model(), other, feeds, self._threads, _SECONDS)
-            if timed is None:
-                return None
-            times.append(1.0 / timed.ratio)
-        nothing, panel = times
-        return max(1.0 - nothing, _LEAST) / max(panel - nothing, _LEAST)
+        piece = _Piece(layer, shape, outputs)
+        whole, feeds = piece.model(), {"x": _values(piece.fed)}
+        alone = self._timings.compare(layer.name, whole, piece.empty(), feeds, self._threads, _SECONDS)
+        what = f"{layer.name} in {panels} panels of {channels} channels"
+        smaller = self._timings.compare(what, whole, piece.model(panels, channels), feeds, self._threads, _SECONDS)
+        if alone is None or smaller is None:
+            return None
+        nothing = 1.0 / alone.ratio
+        own = max(1.0 - nothing, _LEAST)
+        return PanelTime(own * alone.before_ms, own / max(1.0 / smaller.ratio - nothing, _LEAST))
 
 
 class _Piece:
     """A layer between narrow neighbours, with weights of ordinary size."""
 
-    def __init__(self, layer: WeightedLayer, shape: Sequence[int]) -> None:
+    def __init__(self, layer: WeightedLayer, shape: Sequence[int], outputs: int) -> None:
         self._layer = layer
+        self._outputs = outputs
         self._shape = tuple(shape)
         self._axis = channel_axis(layer, len(shape))
         self._inputs = self._shape[self._axis]
@@ -84,7 +96,7 @@ class _Piece:
         build, layer = _Builder(), self._layer
         value = self._before(build)
         weight = list(layer.shape)
-        outputs = weight[layer.out_axis]
+        weight[layer.out_axis] = self._outputs
         attributes = dict(layer.node.attrs)
         if channels is not None:
             chosen = [np.sort((np.arange(channels) * 7 + start) % self._inputs) for start in range(panels)]
@@ -93,7 +105,7 @@ class _Piece:
             if layer.kind == "Conv":
                 attributes["group"] = panels
         value = build.node(layer.node.op, [value, build.constant(_values(weight))], **attributes)
-        return build.model(self._after(build, value, outputs), self.fed)
+        return build.model(self._after(build, value, self._outputs), self.fed)
 
     def _before(self, build: _Builder) -> str:
         if self._layer.kind == "Conv":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,8 @@ class TilePruning:
     plans: dict[str, TilePlan] = field(default_factory=dict)
     errors: dict[str, Sparsified] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    _macs: dict[str, float] = field(default_factory=dict)
+    _readers: dict[str, WeightedLayer] = field(default_factory=dict)
 
     def run(self, layers: Sequence[WeightedLayer], density: float | None, error: float) -> None:
         """Drop tiles of these layers.
@@ -101,10 +103,11 @@ class TilePruning:
         Raises:
             InputError: the model does not run on the data.
         """
-        alone = _alone(self.groups)
-        counts = {layer: self._count(layer, density or _USUAL, alone) for layer in self._candidates(layers)}
-        chosen = {layer: count for layer, count in counts.items() if count is not None}
         shapes = observed(self.model, self.dataset.sample())
+        self._macs = {name: float(entry.macs) for name, entry in cost(self.model, shapes).per_layer.items()}
+        self._readers = _sole_readers(self.groups)
+        counts = {layer: self._count(layer, density or _USUAL) for layer in self._candidates(layers)}
+        chosen = {layer: count for layer, count in counts.items() if count is not None}
         samples = affordable(self.model, shapes, self.dataset, _MACS)
         probe = affordable(self.model, shapes, self.dataset, _PROBE_MACS, 64)
 
@@ -112,11 +115,11 @@ class TilePruning:
             return Panels(chosen[layer], self._channels(layer, share), _kernel(layer))
 
         curves = loss_curves(self.model, list(chosen), pattern, samples, probe, self.progress)
-        macs = {name: float(entry.macs) for name, entry in cost(self.model, shapes).per_layer.items()}
-        curves = curves.measured_in(macs)
-        for layer in set(chosen).difference(_named(chosen, curves.curves)):
-            self.reasons[layer.name] = "what it reads is not finite on the calibration data"
-        self._settle(chosen, alone, curves, density, error)
+        for layer in chosen:
+            if layer.name not in curves.curves:
+                self.reasons[layer.name] = "what it reads is not finite on the calibration data"
+        savings = {layer.name: self._saving(layer, count) for layer, count in chosen.items()}
+        self._settle(chosen, curves.measured_in(savings), density, error)
         patterns = {
             layer: Panels(self.plans[layer.name].panels, self.plans[layer.name].channels, _kernel(layer))
             for layer in chosen
@@ -138,95 +141,126 @@ class TilePruning:
             else:
                 self.reasons[layer.name] = reason
 
-    def _count(self, layer: WeightedLayer, density: float, alone: Collection[int]) -> int | None:
+    def _count(self, layer: WeightedLayer, density: float) -> int | None:
         """How many panels serve a layer best; None where none are faster than the layer is."""
         most = min(most_panels(layer, self.multiple), self.panels or 4)
-        if id(layer.node) in alone and self.panels is None:
-            return 1  # what goes saves time before it, too
-        channels = self._channels(layer, 1.0 - density)
-        ratios = {count: self.times.ratio(layer, count, channels) for count in (1, 2, 4) if count <= most}
         if self.panels is not None:
-            ratios = {most: ratios[most]}
-        known = {count: ratio for count, ratio in ratios.items() if ratio is not None}
-        if not known:
-            return most if self.panels is not None else 1
-        best = max(known.values())
+            return most
+        if self._reads_alone(layer):
+            return 1  # what goes saves time before it, too
+        channels, outputs = self._channels(layer, 1.0 - density), layer.shape[layer.out_axis]
+        ratios = {}
+        for count in (1, 2, 4):
+            time = self.times.measure(layer, count, channels, outputs) if count <= most else None
+            if time is not None:
+                ratios[count] = time.ratio
+        best = max(ratios.values(), default=PAYS)
         if best < PAYS:
-            self.reasons[layer.name] = (
-                f"with {channels} of {layer.shape[layer.in_axis]} input channels it would run {best:.2f} times as fast"
-            )
+            self.reasons[layer.name] = _too_slow(channels, layer.shape[layer.in_axis], best)
             return None
-        return max(count for count, ratio in known.items() if ratio >= _NEARLY * best)
+        return max((count for count, ratio in ratios.items() if ratio >= _NEARLY * best), default=1)
 
     def _channels(self, layer: WeightedLayer, share: float) -> int:
         """That a panel goes on reading where so large a share goes; a multiple, and not none."""
         inputs = layer.shape[layer.in_axis]
         return min(inputs, max(1, round((1.0 - share) * inputs / self.multiple)) * self.multiple)
 
+    def _reads_alone(self, layer: WeightedLayer) -> bool:
+        return any(reader.node is layer.node for reader in self._readers.values())
+
+    def _saving(self, layer: WeightedLayer, count: int) -> float:
+        """What a share of 1 would save if savings went on as they begin: milliseconds, or else operations."""
+        writers = [name for name, reader in self._readers.items() if reader.node is layer.node]
+        channels = self._channels(layer, 1.0 - _USUAL)
+        gone = 1.0 - channels / layer.shape[layer.in_axis]
+        if writers:
+            return self._macs[layer.name] + sum(self._macs.get(name, 0.0) for name in writers)
+        time = self.times.measure(layer, count, channels, layer.shape[layer.out_axis])
+        part = 1.0 if time is None or gone <= 0.0 else (1.0 - 1.0 / time.ratio) / gone
+        return self._macs[layer.name] * max(part, 0.0)
+
     def _settle(
-        self,
-        chosen: Mapping[WeightedLayer, int],
-        alone: Collection[int],
-        curves: LossCurves,
-        density: float | None,
-        error: float,
+        self, chosen: Mapping[WeightedLayer, int], curves: LossCurves, density: float | None, error: float
     ) -> None:
         """Plan the layers, leaving out those whose panels turn out to be slower, until none does."""
         while True:
             shares = self._shares(chosen, curves, density, error)
-            slow = set()
+            left = {layer.name: self._channels(layer, shares[layer.name]) for layer in chosen if layer.name in shares}
             self.plans = {}
+            slow = set()
             for layer, count in chosen.items():
-                if layer.name not in shares:
+                if (channels := left.get(layer.name)) is None:
                     continue
-                channels, inputs = self._channels(layer, shares[layer.name]), layer.shape[layer.in_axis]
+                inputs = layer.shape[layer.in_axis]
                 if channels == inputs:
                     self.reasons[layer.name] = "its channels are worth more than they cost"
                     continue
-                single = id(layer.node) in alone and count == 1
-                ratio = None if single else self.times.ratio(layer, count, channels)
-                if ratio is not None and ratio < PAYS:
-                    self.reasons[layer.name] = (
-                        f"with {channels} of {inputs} input channels it would run {ratio:.2f} times as fast"
-                    )
+                single = count == 1 and self._reads_alone(layer)
+                time = None if single else self.times.measure(layer, count, channels, self._outputs(layer, left))
+                if time is not None and time.ratio < PAYS:
+                    self.reasons[layer.name] = _too_slow(channels, inputs, time.ratio)
                     slow.add(layer.name)
-                self.plans[layer.name] = TilePlan(count, channels, inputs, ratio, single)
+                self.plans[layer.name] = TilePlan(count, channels, inputs, None if time is None else time.ratio, single)
             if not slow:
                 return
             curves = curves.without(slow)
+
+    def _outputs(self, layer: WeightedLayer, left: Mapping[str, int]) -> int:
+        """How many outputs a layer has when all layers read so many channels."""
+        reader = self._readers.get(layer.name)
+        if reader is None or not reader.shape[reader.in_axis] == layer.shape[layer.out_axis]:
+            return layer.shape[layer.out_axis]
+        return left.get(reader.name, layer.shape[layer.out_axis])
 
     def _shares(
         self, chosen: Mapping[WeightedLayer, int], curves: LossCurves, density: float | None, error: float
     ) -> dict[str, float]:
         """Which part of each layer's tiles goes."""
         if density is not None:
-            return curves.shares(1.0 - density)
+            return _bisected(lambda sparsity: self._density(chosen, curves.shares(sparsity)) >= density, curves)
         sparse = {layer.name: 1.0 - float(mask.mean()) for layer in chosen if (mask := kept_mask(layer)) is not None}
         sparse = {name: zeros for name, zeros in sparse.items() if name in curves.curves}
         dense = curves.without(sparse)
-        low, high = 0.0, 1.0
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if dense.error(dense.shares(middle)) <= error else (low, middle)
-        return sparse | (dense.shares(low) if low > 0.0 else {})
+        return sparse | _bisected(lambda sparsity: dense.error(dense.shares(sparsity)) <= error, dense)
+
+    def _density(self, chosen: Mapping[WeightedLayer, int], shares: Mapping[str, float]) -> float:
+        """The part of the layers' operations that is left."""
+        left = {layer.name: self._channels(layer, shares[layer.name]) for layer in chosen if layer.name in shares}
+        before = after = 0.0
+        for layer in chosen:
+            if layer.name in left:
+                inputs, outputs = layer.shape[layer.in_axis], layer.shape[layer.out_axis]
+                before += self._macs[layer.name]
+                after += self._macs[layer.name] * left[layer.name] / inputs * self._outputs(layer, left) / outputs
+        return after / before if before else 1.0
+
+
+def _bisected(holds: Callable[[float], bool], curves: LossCurves) -> dict[str, float]:
+    """The shares of the largest sparsity for which something holds; none where it holds for none."""
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return curves.shares(low) if low > 0.0 else {}
+
+
+def _too_slow(channels: int, inputs: int, ratio: float) -> str:
+    return f"with {channels} of {inputs} input channels it would run {ratio:.2f} times as fast"
 
 
 def _kernel(layer: WeightedLayer) -> int:
     return math.prod(layer.shape[2:]) if layer.kind == "Conv" else 1
 
 
-def _named(layers: Collection[WeightedLayer], names: Collection[str]) -> list[WeightedLayer]:
-    return [layer for layer in layers if layer.name in names]
-
-
-def _alone(groups: Sequence[Group]) -> set[int]:
-    """Ids of nodes that alone read the channels of their input, all of which could go."""
-    found = set()
+def _sole_readers(groups: Sequence[Group]) -> dict[str, WeightedLayer]:
+    """By the names of the layers that compute channels: the layer that alone reads them, where all could go."""
+    found: dict[str, WeightedLayer] = {}
     for group in groups:
         readers = [slot for slot in group.slots if slot.role == "in"]
-        if group.pinned or group.kept or len(readers) != 1 or readers[0].layer is None:
+        if group.pinned or group.kept or len(readers) != 1:
             continue
-        layer = readers[0].layer
-        if np.array_equal(readers[0].positions[:, :1], np.arange(group.size)[:, None]) or layer.kind != "Conv":
-            found.add(id(layer.node))
+        reader = readers[0].layer
+        if reader is not None and reader.shape[reader.in_axis] == readers[0].positions.size:
+            writers = [slot.layer for slot in group.slots if slot.role == "out" and slot.layer is not None]
+            found.update((writer.name, reader) for writer in writers)
     return found
