@@ -70,7 +70,7 @@ class LossCurves:
 
     def error(self, shares: Mapping[str, float]) -> float:
         """Relative error of the model's outputs to expect; errors of layers are taken to add up."""
-        return sum(self._reach(name) * float(_at(np.array(share), self.curves[name])) for name, share in shares.items())
+        return sum(self._reach(name) * _loss(share, self.curves[name]) for name, share in shares.items())
 
     def measured_in(self, sizes: Mapping[str, float]) -> LossCurves:
         """The same, with shares of these sizes."""
@@ -174,6 +174,12 @@ def _error_alone(
     finally:
         state.restore()
     return 0.0 if math.isnan(error) else min(error, LOUDEST)
+
+
+def _loss(share: float, curve: Array) -> float:
+    """The loss at one share: beneath the measured ones it goes to zero, as the square of the share."""
+    least = _MEASURED[0]
+    return float(_at(np.array(max(share, least)), curve)) * min(1.0, share / least) ** 2
 
 
 def _at(shares: Array, curve: Array) -> Array:
