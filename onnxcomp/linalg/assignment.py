@@ -11,8 +11,10 @@ __all__ = ["assign", "prices"]
 
 Array = np.ndarray[Any, Any]
 
-_THINNING = 4
-_LEAST_THINNED = 64  # units; fewer are assigned in no time
+_LEAST_BALANCED = 64  # units; fewer are assigned in no time
+_STEPS = (0.1, 0.03, 0.01, 0.003, 0.001)  # of prices, in units of the mean spread of a unit's costs
+_ROUNDS = 40  # at each step
+_CROWDED = 0.01  # part of the units that may be without a place before the exact solver takes over
 
 
 def assign(cost: Array, class_of_slot: Array, known: Array | None = None) -> Array:
@@ -20,8 +22,7 @@ def assign(cost: Array, class_of_slot: Array, known: Array | None = None) -> Arr
 
     Prices that are taken from the costs of the classes do not change which assignment is best. At prices that
     are nearly right almost every unit gets its own choice, which the solver finds some ten times faster. Such
-    prices are those of a quarter of the units in a quarter of the slots, or those of an earlier optimum where
-    they are better.
+    prices are those of an earlier optimum or none, moved until demand meets supply.
 
     Args:
         cost: (units, classes).
@@ -29,28 +30,26 @@ def assign(cost: Array, class_of_slot: Array, known: Array | None = None) -> Arr
         known: (classes,), prices of the optimum of similar costs.
     """
     reduced = cost
-    if len(cost) >= _LEAST_THINNED:
-        offers = [_thinned_prices(cost, class_of_slot), *([] if known is None else [known])]
-        reduced = min((cost - price for price in offers), key=lambda R: _crowding(R, class_of_slot))
+    if len(cost) >= _LEAST_BALANCED:
+        reduced = cost - _balanced(cost, class_of_slot, known)
     units, slots = linear_sum_assignment(reduced[:, class_of_slot])
     class_of_unit = np.empty_like(class_of_slot)
     class_of_unit[units] = class_of_slot[slots]
     return class_of_unit
 
 
-def _thinned_prices(cost: Array, class_of_slot: Array) -> Array:
-    """Prices of a problem with every fourth unit and every fourth slot; classes that it misses are free."""
-    present, classes = np.unique(np.sort(class_of_slot)[::_THINNING], return_inverse=True)
-    thinned = cost[::_THINNING, present]
-    price = np.zeros(cost.shape[1])
-    price[present] = prices(thinned, assign(thinned, classes))
+def _balanced(cost: Array, class_of_slot: Array, known: Array | None) -> Array:
+    """Prices at which nearly every unit finds room in the class that it likes best, by finer and finer steps."""
+    room = np.bincount(class_of_slot, minlength=cost.shape[1])
+    price = np.zeros(cost.shape[1]) if known is None else known.copy()
+    spread = float(np.ptp(cost, axis=1).mean())
+    for step in _STEPS:
+        for _ in range(_ROUNDS):
+            excess = np.bincount((cost - price).argmin(axis=1), minlength=len(price)) - room
+            if np.maximum(excess, 0).sum() <= _CROWDED * len(cost):
+                return price
+            price -= step * spread * np.clip(excess / room, -1.0, 3.0)
     return price
-
-
-def _crowding(reduced: Array, class_of_slot: Array) -> int:
-    """How many units find no slot in the class that they like best."""
-    wanted = np.bincount(reduced.argmin(axis=1), minlength=reduced.shape[1])
-    return int(np.maximum(wanted - np.bincount(class_of_slot), 0).sum())
 
 
 def prices(cost: Array, class_of_unit: Array) -> Array:
