@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from onnxcomp.linalg.assignment import assign, prices
+from onnxcomp.linalg.assignment import assign, assign_nearly, prices
 from onnxcomp.linalg.coupling import Binding, Operand
 from onnxcomp.linalg.matching import match, match_coupled
 from onnxcomp.linalg.tiles import cheapest_tiles, fitted_block, masked_share, tile_sums
@@ -109,6 +109,20 @@ def test_at_the_prices_of_an_optimum_every_unit_prefers_its_own_class(seed: int)
     np.testing.assert_array_equal(reduced[np.arange(12), own], reduced.min(axis=1))
 
 
+@settings(deadline=None, max_examples=30)
+@given(SEEDS, st.integers(2, 300), st.integers(1, 9))
+def test_the_near_assignment_fills_all_slots_at_little_more_cost(seed: int, units: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    slots = rng.permutation(np.arange(units) // min(size, units // 2))
+    cost = rng.gamma(4.0, size=(units, 1)) * rng.gamma(4.0, size=slots.max() + 1) + rng.random((units, slots.max() + 1))
+    best = cost[np.arange(units), assign(cost, slots)].sum()
+    for known in (None, rng.random(cost.shape[1])):
+        found, price = assign_nearly(cost, slots, known)
+        assert price.shape == cost.shape[1:]
+        np.testing.assert_array_equal(np.bincount(found), np.bincount(slots))
+        assert best - 1e-6 <= cost[np.arange(units), found].sum() <= 1.05 * best
+
+
 # -- one matrix --------------------------------------------------------------------------------------------
 
 
@@ -141,6 +155,20 @@ def test_every_kind_of_start_finds_planted_tiles(number: int, monkeypatch: pytes
     monkeypatch.setattr(matching._Search, "start", lambda self, group, _, rng: start(self, group, number, rng))
     salience, _ = planted(128, 0)
     assert match(salience, (8, 8), 0.5, np.random.default_rng(0), starts=1).after <= 0.052
+
+
+def test_many_lines_are_matched_as_well_by_near_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxcomp.linalg import matching
+
+    rng = np.random.default_rng(0)
+    uneven = rng.exponential(size=(192, 160)) * np.exp(rng.normal(size=(192, 1)) + rng.normal(size=160))
+    for salience in (planted(128, 0)[0], uneven):
+        exact = match(salience, (8, 8), 0.5, np.random.default_rng(0))
+        monkeypatch.setattr(matching, "_MANY", 2)
+        found = match(salience, (8, 8), 0.5, np.random.default_rng(0))
+        assert all(later <= earlier for earlier, later in itertools.pairwise(found.history))
+        assert found.after == pytest.approx(exact.after, rel=0.02)
+        monkeypatch.undo()
 
 
 def test_match_gains_little_where_there_is_nothing_to_find() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["assign", "prices"]
+__all__ = ["assign", "assign_nearly", "prices"]
 
 Array = np.ndarray[Any, Any]
 
@@ -36,6 +36,36 @@ def assign(cost: Array, class_of_slot: Array, known: Array | None = None) -> Arr
     class_of_unit = np.empty_like(class_of_slot)
     class_of_unit[units] = class_of_slot[slots]
     return class_of_unit
+
+
+def assign_nearly(cost: Array, class_of_slot: Array, known: Array | None = None) -> tuple[Array, Array]:
+    """An assignment of nearly least total cost, for many units several times faster, and prices that it goes by.
+
+    Every unit goes where it wants to at balanced prices. Where too many do, those stay that would lose most by
+    their second choice, and the others are assigned to the slots that are left.
+
+    Args:
+        cost: (units, classes), two classes at least.
+        class_of_slot: (units,), which class each slot belongs to.
+        known: (classes,), prices of similar costs.
+
+    Returns:
+        The class of each unit, and the prices.
+    """
+    price = _balanced(cost, class_of_slot, known)
+    reduced = cost - price
+    first, second = np.partition(reduced, 1, axis=1)[:, :2].T
+    wanted = reduced.argmin(axis=1)
+    by_class = np.lexsort((first - second, wanted))  # those that would lose most first; stable
+    class_of_unit = wanted.copy()
+    room = np.bincount(class_of_slot, minlength=cost.shape[1])
+    rank = np.arange(len(cost)) - np.searchsorted(wanted[by_class], wanted[by_class])
+    left = np.sort(by_class[rank >= room[wanted[by_class]]])
+    taken = np.minimum(np.bincount(wanted, minlength=len(room)), room)
+    free = np.repeat(np.arange(len(room)), room - taken)
+    units, slots = linear_sum_assignment(reduced[left][:, free])
+    class_of_unit[left[units]] = free[slots]
+    return class_of_unit, price
 
 
 def _balanced(cost: Array, class_of_slot: Array, known: Array | None) -> Array:

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from onnxcomp.linalg.assignment import assign, prices
+from onnxcomp.linalg.assignment import assign, assign_nearly, prices
 from onnxcomp.linalg.coupling import Binding, Matrix, Moves, Operand, Use
 from onnxcomp.linalg.swaps import swapped
 from onnxcomp.linalg.tiles import Block, cheapest_tiles, tile_sums
@@ -38,6 +38,7 @@ Method: TypeAlias = Literal["assignment", "swap"]
 _TOTAL = float(2**46)
 _LEAST_GAIN = 1e-3  # part of the masked salience, for one more sweep
 _LEAST_SWAP = 1e-3  # of the mean salience of an entry, for one more swap
+_MANY = 1024  # units; the exact assignment of so many is left for when the near one gains no more
 _LEVELS = 2**12  # of salience where lines are compared: their products must stay exact too
 
 
@@ -277,15 +278,23 @@ class _State:
         The assignment is the optimum for the masks at hand, except where a group moves both axes of one matrix
         (there it is a linear estimate): hence the check.
         """
-        moves, C = self.search.moves[group], self._move_costs(group)
+        moves, C, before = self.search.moves[group], self._move_costs(group), self.masked
         if self.search.method == "swap":
             own = np.empty_like(moves.class_of_slot)
             own[self.orders[group]] = moves.class_of_slot
-            class_of_unit = swapped(C, own, self.search.least_swap)
-        else:
-            class_of_unit = assign(C, moves.class_of_slot, self.prices[group])
-            self.prices[group] = prices(C, class_of_unit)
-        self._replace(group, moves.settle(class_of_unit), lambda new, old: new < old)
+            self._assign(group, swapped(C, own, self.search.least_swap))
+            return
+        if len(C) >= _MANY:
+            class_of_unit, self.prices[group] = assign_nearly(C, moves.class_of_slot, self.prices[group])
+            self._assign(group, class_of_unit)
+            if before - self.masked > _LEAST_GAIN * before:
+                return
+        class_of_unit = assign(C, moves.class_of_slot, self.prices[group])
+        self.prices[group] = prices(C, class_of_unit)
+        self._assign(group, class_of_unit)
+
+    def _assign(self, group: int, class_of_unit: Array) -> None:
+        self._replace(group, self.search.moves[group].settle(class_of_unit), lambda new, old: new < old)
 
     def revert(self, least_gain: float) -> None:
         """Give the groups that gain too little their old orders again."""
