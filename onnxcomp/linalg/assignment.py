@@ -7,39 +7,37 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["assign", "assign_nearly", "prices"]
+__all__ = ["assign", "assign_nearly", "balanced_prices", "prices"]
 
 Array = np.ndarray[Any, Any]
 
 _LEAST_BALANCED = 64  # units; fewer are assigned in no time
 _STEPS = (0.1, 0.03, 0.01, 0.003, 0.001)  # of prices, in units of the mean spread of a unit's costs
+_FINE_STEPS = _STEPS[2:]
 _ROUNDS = 40  # at each step
 _CROWDED = 0.01  # part of the units that may be without a place before the exact solver takes over
 
 
-def assign(cost: Array, class_of_slot: Array, known: Array | None = None) -> Array:
+def assign(cost: Array, class_of_slot: Array, price: Array | None = None) -> Array:
     """The class of each unit in an assignment of all units to all slots of least total cost.
 
     Prices that are taken from the costs of the classes do not change which assignment is best. At prices that
-    are nearly right almost every unit gets its own choice, which the solver finds some ten times faster. Such
-    prices are those of an earlier optimum or none, moved until demand meets supply.
+    are nearly right almost every unit gets its own choice, which the solver finds some ten times faster.
 
     Args:
         cost: (units, classes).
         class_of_slot: (units,), which class each slot belongs to.
-        known: (classes,), prices of the optimum of similar costs.
+        price: (classes,); by default balanced ones.
     """
-    reduced = cost
-    if len(cost) >= _LEAST_BALANCED:
-        reduced = cost - _balanced(cost, class_of_slot, known)
+    reduced = cost - (balanced_prices(cost, class_of_slot) if price is None else price)
     units, slots = linear_sum_assignment(reduced[:, class_of_slot])
     class_of_unit = np.empty_like(class_of_slot)
     class_of_unit[units] = class_of_slot[slots]
     return class_of_unit
 
 
-def assign_nearly(cost: Array, class_of_slot: Array, known: Array | None = None) -> tuple[Array, Array]:
-    """An assignment of nearly least total cost, for many units several times faster, and prices that it goes by.
+def assign_nearly(cost: Array, class_of_slot: Array, price: Array) -> Array:
+    """An assignment of nearly least total cost, of many units several times faster than the best.
 
     Every unit goes where it wants to at balanced prices. Where too many do, those stay that would lose most by
     their second choice, and the others are assigned to the slots that are left.
@@ -47,12 +45,8 @@ def assign_nearly(cost: Array, class_of_slot: Array, known: Array | None = None)
     Args:
         cost: (units, classes), two classes at least.
         class_of_slot: (units,), which class each slot belongs to.
-        known: (classes,), prices of similar costs.
-
-    Returns:
-        The class of each unit, and the prices.
+        price: (classes,), balanced.
     """
-    price = _balanced(cost, class_of_slot, known)
     reduced = cost - price
     first, second = np.partition(reduced, 1, axis=1)[:, :2].T
     wanted = reduced.argmin(axis=1)
@@ -65,17 +59,26 @@ def assign_nearly(cost: Array, class_of_slot: Array, known: Array | None = None)
     free = np.repeat(np.arange(len(room)), room - taken)
     units, slots = linear_sum_assignment(reduced[left][:, free])
     class_of_unit[left[units]] = free[slots]
-    return class_of_unit, price
+    return class_of_unit
 
 
-def _balanced(cost: Array, class_of_slot: Array, known: Array | None) -> Array:
-    """Prices at which nearly every unit finds room in the class that it likes best, by finer and finer steps."""
-    room = np.bincount(class_of_slot, minlength=cost.shape[1])
+def balanced_prices(cost: Array, class_of_slot: Array, known: Array | None = None) -> Array:
+    """Prices at which nearly every unit finds room in the class that it likes best, by finer and finer steps.
+
+    Args:
+        cost: (units, classes).
+        class_of_slot: (units,), which class each slot belongs to.
+        known: (classes,), prices of similar costs, from where fine steps suffice.
+    """
     price = np.zeros(cost.shape[1]) if known is None else known.copy()
-    spread = float(np.ptp(cost, axis=1).mean())
-    for step in _STEPS:
+    if len(cost) < _LEAST_BALANCED:
+        return price
+    room = np.bincount(class_of_slot, minlength=cost.shape[1])
+    spread, reduced = float(np.ptp(cost, axis=1).mean()), np.empty(cost.shape)
+    for step in _STEPS if known is None else _FINE_STEPS:
         for _ in range(_ROUNDS):
-            excess = np.bincount((cost - price).argmin(axis=1), minlength=len(price)) - room
+            np.subtract(cost, price, out=reduced)
+            excess = np.bincount(reduced.argmin(axis=1), minlength=len(price)) - room
             if np.maximum(excess, 0).sum() <= _CROWDED * len(cost):
                 return price
             price -= step * spread * np.clip(excess / room, -1.0, 3.0)

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from onnxcomp.linalg.assignment import assign, assign_nearly, prices
+from onnxcomp.linalg.assignment import assign, assign_nearly, balanced_prices, prices
 from onnxcomp.linalg.coupling import Binding, Matrix, Moves, Operand, Use
 from onnxcomp.linalg.swaps import swapped
 from onnxcomp.linalg.tiles import Block, cheapest_tiles, tile_sums
@@ -38,7 +38,7 @@ Method: TypeAlias = Literal["assignment", "swap"]
 _TOTAL = float(2**46)
 _LEAST_GAIN = 1e-3  # part of the masked salience, for one more sweep
 _LEAST_SWAP = 1e-3  # of the mean salience of an entry, for one more swap
-_MANY = 1024  # units; the exact assignment of so many is left for when the near one gains no more
+_MANY = 1024  # units; the exact assignment of so many is left for when a near one gains nothing
 _LEVELS = 2**12  # of salience where lines are compared: their products must stay exact too
 
 
@@ -284,12 +284,13 @@ class _State:
             own[self.orders[group]] = moves.class_of_slot
             self._assign(group, swapped(C, own, self.search.least_swap))
             return
+        price = balanced_prices(C, moves.class_of_slot, self.prices[group])
         if len(C) >= _MANY:
-            class_of_unit, self.prices[group] = assign_nearly(C, moves.class_of_slot, self.prices[group])
-            self._assign(group, class_of_unit)
-            if before - self.masked > _LEAST_GAIN * before:
+            self.prices[group] = price
+            self._assign(group, assign_nearly(C, moves.class_of_slot, price))
+            if self.masked < before:
                 return
-        class_of_unit = assign(C, moves.class_of_slot, self.prices[group])
+        class_of_unit = assign(C, moves.class_of_slot, price)
         self.prices[group] = prices(C, class_of_unit)
         self._assign(group, class_of_unit)
 
