@@ -29,10 +29,8 @@ def _search(search: Search) -> str:
     parts = ["## Reordering, search", "\n".join(about)]
     parts.append(table(columns, [_cells(row) for row in search.found.rows], text_columns=1))
     parts.append("Rows of the first M-step from the given order: masked salience over that of the best assignment.")
-    steps = [
-        [row.name, *(f"{value:.4f}" for value in (row.given, row.swaps, row.ours))] for row in search.found.assignments
-    ]
-    parts.append(table(["matrix", "given order", "swaps", "ours"], steps, text_columns=1))
+    steps = [[row.name, *map(_told, (row.given, row.swaps, row.near, row.ours))] for row in search.found.assignments]
+    parts.append(table(["matrix", "given order", "swaps", "ours, near", "ours, exact"], steps, text_columns=1))
     parts.append(
         "Panels of rows that keep half of the bands of columns each. *Runs* of neighbouring bands that panels read: as "
         "found, and with the bands in the order for that."

@@ -38,8 +38,10 @@ class AssignmentRow(Part):
 
     name: str
     given: float
-    swaps: float
-    ours: float
+    swaps: float | None = None
+    near: float = 0.0
+    """What the search tries first where lines are many."""
+    ours: float = 0.0
 
 
 class PanelRow(Part):
