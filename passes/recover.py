@@ -95,7 +95,9 @@ class Recover(Pass):
     patience: int = Field(
         10, ge=1, description="the held-out loss is measured 20 times; so many without a better one end the training"
     )
-    freeze: tuple[str, ...] = Field((), description="names of layers to leave alone; what their weights share with other layers stays too")
+    freeze: tuple[str, ...] = Field(
+        (), description="names of layers to leave alone; what their weights share with other layers stays too"
+    )
     checkpoint: str | None = Field(
         None, description="file to keep the state in 20 times, and to go on from after an interruption"
     )
