@@ -51,7 +51,7 @@ def assign_nearly(cost: Array, class_of_slot: Array, price: Array) -> Array:
     first, second = np.partition(reduced, 1, axis=1)[:, :2].T
     wanted = reduced.argmin(axis=1)
     by_class = np.lexsort((first - second, wanted))  # those that would lose most first; stable
-    class_of_unit = wanted.copy()
+    class_of_unit: Array = wanted.copy()
     room = np.bincount(class_of_slot, minlength=cost.shape[1])
     rank = np.arange(len(cost)) - np.searchsorted(wanted[by_class], wanted[by_class])
     left = np.sort(by_class[rank >= room[wanted[by_class]]])
