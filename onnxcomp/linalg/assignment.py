@@ -65,6 +65,8 @@ def assign_nearly(cost: Array, class_of_slot: Array, price: Array) -> Array:
 def balanced_prices(cost: Array, class_of_slot: Array, known: Array | None = None) -> Array:
     """Prices at which nearly every unit finds room in the class that it likes best, by finer and finer steps.
 
+    With fewer than 64 units nothing is balanced: the exact assignment takes no time.
+
     Args:
         cost: (units, classes).
         class_of_slot: (units,), which class each slot belongs to.
