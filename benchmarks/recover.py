@@ -18,7 +18,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from harness.bench import Bench, add_limits, models_asked, names_of, started
+from harness.bench import Bench, add_limits, models_asked, names_of, parsed_with_reuse, started
 from harness.document import write_document
 from harness.entries import RECOVERY
 from harness.recover_results import RecoverResults
@@ -36,12 +36,9 @@ def main() -> int:
     parser.add_argument("--suites", type=names_of(SUITES), default=list(SUITES), help=f"of {', '.join(SUITES)}")
     parser.add_argument("--models", type=names_of(BATCHES), default=list(BATCHES), help="of the zoo")
     parser.add_argument("--entries", type=names_of(RECOVERY), help="measure these rows alone, and keep the others")
-    parser.add_argument("--reuse", action="store_true", help="take peers' results that are in the folder of --work")
     add_limits(parser, repeats=30, gigabytes=12, seconds=3600)
     parser.set_defaults(threads=2)
-    options = parser.parse_args()
-    if options.reuse and options.work is None:
-        parser.error("--reuse needs the folder of an earlier run; name it with --work")
+    options = parsed_with_reuse(parser)
     stored = HERE / "RECOVER.json"
     results = RecoverResults.read(stored)
     if not options.render:

@@ -18,7 +18,7 @@ from onnxcomp.runtime.inputs import Array, model_inputs, require_tensors
 from onnxcomp.runtime.trial import Trial
 from onnxcomp.sources import LABELS, FeedSource, FolderSource, FunctionSource, Source
 
-__all__ = ["Dataset"]
+__all__ = ["Dataset", "joins"]
 
 MAX_BATCH = 32
 
@@ -257,7 +257,7 @@ def _batches(dataset: Dataset, model: Model) -> bool:
         if trial.over:
             raise
         return False
-    return all(_joins([single[name] for single in singles], value) for name, value in together.items())
+    return all(joins([single[name] for single in singles], value) for name, value in together.items())
 
 
 def _run(trial: Trial, dataset: Dataset, feeds: dict[str, Array], model: Model) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _run(trial: Trial, dataset: Dataset, feeds: dict[str, Array], model: Model) 
         raise InputError(f"{where}: does not run on a sample of {dataset._source.name} ({error}); check both") from None
 
 
-def _joins(parts: list[Any], whole: Any) -> bool:
+def joins(parts: Sequence[Any], whole: Any) -> bool:
     """Whether the parts, one after the other, are the whole to the tolerance of float32 arithmetic."""
     if not isinstance(whole, np.ndarray) or whole.ndim == 0:
         return False

@@ -17,7 +17,7 @@ from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.stored import dtype_name
-from onnxcomp.graph.trainable import Trainable, name_of_weight
+from onnxcomp.graph.trainable import Trainable, made_layers, name_of_weight
 from onnxcomp.linalg.optimizers import OptimizerName
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
@@ -40,6 +40,8 @@ _STEPS = 1000  # where nothing else is said
 # What a sample of a step takes, in runs of the model, and each of its values in bytes: it is kept, with its gradient.
 _RUNS_PER_SAMPLE = 4
 _BYTES_PER_VALUE = 8
+_LEFT = "it is to be left alone"
+_LEFT_SOURCE = "what its weight is made of is to be left alone"
 
 
 class Recover(Pass):
@@ -93,7 +95,9 @@ class Recover(Pass):
     patience: int = Field(
         10, ge=1, description="the held-out loss is measured 20 times; so many without a better one end the training"
     )
-    freeze: tuple[str, ...] = Field((), description="names of layers to leave alone")
+    freeze: tuple[str, ...] = Field(
+        (), description="names of layers to leave alone; what their weights share with other layers stays too"
+    )
     checkpoint: str | None = Field(
         None, description="file to keep the state in 20 times, and to go on from after an interruption"
     )
@@ -111,15 +115,17 @@ class Recover(Pass):
             PassError: there is no calibration data, or nothing of the model can be trained on it.
         """
         layers = weighted_layers(model)
-        if unknown := set(self.freeze).difference(layer.name for layer in layers):
+        made = made_layers(model)
+        if unknown := set(self.freeze).difference((layer.name for layer in layers), made):
             raise PassError(f"recover: option freeze names {min(unknown)!r}, which is no weighted layer of this model")
         if not float_outputs(model):
-            for layer in layers:
+            every: list[WeightedLayer | str] = [*layers, *made]
+            for layer in every:
                 ctx.skip(layer, "no output of the model is of float32, so no loss tells what to change")
             return
         trainable = Trainable.of(model, self.freeze)
         if not trainable.parameters:
-            _log(ctx, layers, {}, {})
+            _log(ctx, layers, made, {}, {})
             return
         curriculum = self._curriculum(trainable, ctx)
         before = self._judge(curriculum)
@@ -137,10 +143,10 @@ class Recover(Pass):
                     trainable.learn(outcome.values)  # for the parts to come
         if (after := self._judge(curriculum)) > before:  # values between parts may mean something else than they did
             reason = f"its parts came closer to the original's, but not the outputs: their loss rose to {after:.3g}"
-            _log(ctx, layers, {}, frozen | dict.fromkeys(outcomes, f"{reason} from {before:.3g}"))
+            _log(ctx, layers, made, {}, frozen | dict.fromkeys(outcomes, f"{reason} from {before:.3g}"))
             return
         trainable.write(model, learnt)
-        _log(ctx, layers, outcomes, frozen)
+        _log(ctx, layers, made, outcomes, frozen)
 
     def _judge(self, curriculum: Curriculum) -> float:
         """The held-out loss of the outputs, where the network is trained in parts; else its training knows it."""
@@ -161,9 +167,10 @@ class Recover(Pass):
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
         layers, names = weighted_layers(model), {parameter.name for parameter in Trainable.of(model).parameters}
+        made = sum(not names.isdisjoint(sources) for sources in made_layers(model).values())
         trained = [layer for layer in layers if name_of_weight(layer) in names]
         reasons = [_reason(layer) for layer in layers if layer not in trained]
-        return f"weights of {len(trained)} of {len(layers)} layers could be trained{because(reasons)}"
+        return f"weights of {len(trained) + made} of {len(layers) + made} layers could be trained{because(reasons)}"
 
     def effort(self, model: Model, dataset: Dataset | None) -> Effort | None:
         """See the base class."""
@@ -228,20 +235,31 @@ def _digest(models: Sequence[Model], data: Dataset, options: Sequence[str]) -> s
 
 
 def _log(
-    ctx: Context, layers: Sequence[WeightedLayer], outcomes: Mapping[str, _Result], frozen: Mapping[str, str]
+    ctx: Context,
+    layers: Sequence[WeightedLayer],
+    made: Mapping[str, Sequence[str]],
+    outcomes: Mapping[str, _Result],
+    frozen: Mapping[str, str],
 ) -> None:
     """Decide about every layer.
 
     Args:
+        made: what the weights of further layers are made of, see ``made_layers``.
         outcomes: by name of the parameters that were trained.
         frozen: reasons by name of the others.
     """
     for layer in layers:
         weight = name_of_weight(layer)
-        result = outcomes.get(weight)
-        if result is None:
-            ctx.skip(layer, frozen.get(weight) or _reason(layer))
-            continue
+        _decide(ctx, layer, outcomes.get(weight), frozen.get(weight) or _reason(layer))
+    for name, sources in made.items():
+        result = next((outcomes[source] for source in sources if source in outcomes), None)
+        _decide(ctx, name, result, next((frozen[source] for source in sources if source in frozen), _LEFT_SOURCE))
+
+
+def _decide(ctx: Context, layer: WeightedLayer | str, result: _Result | None, reason: str) -> None:
+    if result is None:
+        ctx.skip(layer, reason)
+    else:
         outcome, what = result.outcome, result.what
         if outcome.after < outcome.before:
             told = f"{outcome.before:.3g} to {outcome.after:.3g} in {outcome.steps} steps"
@@ -259,4 +277,4 @@ def _reason(layer: WeightedLayer) -> str:
         return f"the weight of {layer.op} is not trained"
     if (dtype := dtype_name(layer.weight)) != "float32":
         return f"its weight is {dtype}, and only float32 is trained"
-    return "it is to be left alone"
+    return _LEFT

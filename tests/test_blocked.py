@@ -96,6 +96,56 @@ def test_planes_are_convolved_with_planes_in_blocks(tmp_path: Path) -> None:
     assert (after["ReorderOutput"], after["ReorderInput"]) == (1, 1)  # x, and y of 3 x 3 positions
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_factor_of_a_product_that_is_the_same_for_all_samples(first: bool, tmp_path: Path) -> None:
+    values: dict[str, Array] = {"all": np.array([2, CHANNELS, 30]), "one": np.array([1, 2, 30])}
+    nodes = [
+        _conv("x", "a", values, CHANNELS, CHANNELS),
+        node("Reshape", ["a", "all"], ["rows"]),
+        node("ReduceSum", ["x", "axes"], ["sums"]),
+        node("Reshape", ["sums", "one"], ["shared"]),
+    ]
+    values["axes"] = np.array([1])
+    if first:
+        nodes += [node("Transpose", ["shared"], ["t"], perm=[0, 2, 1]), node("MatMul", ["rows", "t"], ["y"])]
+    else:
+        nodes += [node("Transpose", ["rows"], ["t"], perm=[0, 2, 1]), node("MatMul", ["shared", "t"], ["y"])]
+    x = random(2, CHANNELS, 6, 5)
+    _kept(_network(nodes, ["y"], values, x), x, tmp_path)
+
+
+def test_planes_of_doubles_have_no_blocks(tmp_path: Path) -> None:
+    values: dict[str, Array] = {"image": np.array([1, -1, 6, 5]), "kernel": np.array([2 * CHANNELS, 1, 6, 5])}
+    nodes = [
+        _conv("x", "a", values, CHANNELS, CHANNELS),
+        node("Cast", ["a"], ["d"], to=onnx.TensorProto.DOUBLE),
+        node("Reshape", ["d", "image"], ["images"]),
+        node("Reshape", ["d", "kernel"], ["kernels"]),
+        node("Conv", ["images", "kernels"], ["y"], group=2 * CHANNELS, pads=[1] * 4),
+    ]
+    x = random(2, CHANNELS, 6, 5)
+    original = _network(nodes, ["y"], values, x)
+    _session(_network(nodes[:2], ["d"], values, x), tmp_path / "first.onnx")  # ONNX Runtime has no such Conv to run
+    optimized = onnx.load(tmp_path / "first.onnx")
+    optimized.graph.node.extend(nodes[2:])
+    optimized.graph.initializer.extend(onnx.numpy_helper.from_array(values[name], name) for name in ("image", "kernel"))
+    del optimized.graph.output[:]
+    optimized.graph.output.extend(original.graph.output)
+    kept = keep_blocked(optimized, original)
+    assert [entry.domain for entry in kept.graph.node if entry.op_type == "Conv"][-1] == ""
+
+
+def test_tensors_named_like_new_ones(tmp_path: Path) -> None:
+    values: dict[str, Array] = {}
+    names = [f"{op}_{count}" for op in ("ReorderInput", "ReorderOutput", "ReduceSum", "Reshape") for count in range(9)]
+    nodes = [_conv("x", "a", values, CHANNELS, CHANNELS)]
+    nodes += [node("Tanh", ["a"], [name]) for name in names]
+    values["axes"] = np.array([0, 2, 3])
+    nodes += [node("ReduceSum", [name, "axes"], [f"sum/{name}"], keepdims=0) for name in names]
+    x = random(2, CHANNELS, 6, 5)
+    _kept(_network(nodes, [f"sum/{name}" for name in names], values, x), x, tmp_path)
+
+
 def test_a_tensor_in_blocks_that_is_an_output_is_laid_back(tmp_path: Path) -> None:
     values: dict[str, Array] = {}
     nodes = [_conv("x", "a", values, CHANNELS, CHANNELS), node("Abs", ["a"], ["b"]), node("Neg", ["b"], ["c"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from onnx import helper, numpy_helper
 from onnxcomp import Context, Dataset, Model, Target, compress
 from onnxcomp.errors import PassError, UsageError
 from onnxcomp.gradient import Term
+from onnxcomp.graph.constants import assign
 from onnxcomp.graph.cuts import between, cuts, evenly
 from onnxcomp.graph.parameters import parameters
 from onnxcomp.linalg.optimizers import Optimizer, clipped, cosine
 from onnxcomp.passes.recover import Recover
 from onnxcomp.runtime.gradients import Gradients
 from onnxcomp.runtime.heads import Head, heads, matched
+from onnxcomp.runtime.lessons import Curriculum
 from onnxcomp.runtime.session import create, run, with_outputs
 from onnxcomp.runtime.targets import Targets
 from onnxcomp.runtime.traced import trace
@@ -283,6 +286,55 @@ def test_a_codebook_is_trained_and_its_zero_stays() -> None:
     np.testing.assert_allclose(found.gradients["book"], expected, rtol=1e-4)
 
 
+def _of_codebooks(book: Sequence[float] = (-1.0, 0.0, 0.5, 1.0)) -> Model:
+    """Two layers, the codes of each packed apart, that share one codebook."""
+    rng = np.random.default_rng(7)
+    held = [numpy_helper.from_array(np.array(book, np.float32), "book")]
+    held.append(numpy_helper.from_array(np.array([6, 6]), "shape"))
+    nodes = []
+    for name, source, target in (("first", "x", "h"), ("second", "r", "y")):
+        held.append(numpy_helper.from_array(rng.integers(0, 4, 36).astype(np.uint8), f"{name}/codes"))
+        nodes += [
+            helper.make_node("Cast", [f"{name}/codes"], [f"{name}/indices"], to=onnx.TensorProto.INT32),
+            helper.make_node("Gather", ["book", f"{name}/indices"], [f"{name}/flat"]),
+            helper.make_node("Reshape", [f"{name}/flat", "shape"], [f"{name}/w"]),
+            helper.make_node("MatMul", [source, f"{name}/w"], [target], name),
+        ]
+        if target == "h":
+            nodes.append(helper.make_node("Tanh", ["h"], ["r"]))
+    graph = helper.make_graph(nodes, "g", [value("x", "n", 6)], [value("y", "n", 6)], held)
+    return Model.from_proto(model_of(graph, opset=16, ir_version=8))
+
+
+def _book(model: Model) -> Array:
+    (found,) = (tensor for tensor in model.proto().graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    return numpy_helper.to_array(found)
+
+
+def _trained_codebooks(freeze: tuple[str, ...] = ()) -> tuple[Model, dict[str, str]]:
+    model, original = _of_codebooks(), _of_codebooks((-1.2, 0.0, 0.4, 0.8))
+    x = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
+    data = Dataset.from_arrays({"x": x}, model=model)
+    ctx = Context(target=Target.host(), data=data, original=original, scope="recover")
+    Recover(epochs=40, batch=16, lr=1e-2, loss="mse", freeze=freeze).run(model, ctx)
+    return model, {decision.layer: decision.action for decision in ctx.decisions}
+
+
+def test_layers_of_a_shared_codebook_are_trained_and_told() -> None:
+    model, actions = _trained_codebooks()
+    assert actions == {"first": "trained", "second": "trained"}
+    np.testing.assert_allclose(_book(model), [-1.2, 0.0, 0.4, 0.8], atol=0.05)
+    assert [node.op for node in model.graph.nodes].count("Gather") == 2
+    assert Recover().prospect(model, {}, Target.host()) == "weights of 2 of 2 layers could be trained"
+
+
+def test_a_layer_of_a_codebook_can_be_left_alone() -> None:
+    """And with it the other layer, which has no other codebook."""
+    model, actions = _trained_codebooks(("first",))
+    assert actions == {"first": "skipped", "second": "skipped"}
+    assert np.array_equal(_book(model), _book(_of_codebooks()))
+
+
 def test_intermediate_tensors_are_matched() -> None:
     """A hidden layer may find other values with the same outputs, unless it is to have the original's."""
     student = network(noise=0.3)
@@ -318,6 +370,22 @@ def test_tensors_that_cannot_be_matched_are_named() -> None:
         matched(["a"], {"a": (1, 2)}, shapes)
     with pytest.raises(PassError, match="'nowhere', which the original"):
         recovered(network(), Recover(epochs=1, match=("nowhere",)))
+
+
+def test_the_teacher_is_asked_once_however_often_the_student_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = Model.from_proto(network(noise=0.3))
+    curriculum = Curriculum(student, Model.from_proto(network()), samples(), "mse")
+    first = curriculum.judge([range(8)])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the teacher ran again")
+
+    monkeypatch.setattr("onnxcomp.runtime.targets.run", refuse)
+    monkeypatch.setattr("onnxcomp.runtime.lessons.run", refuse)
+    assert curriculum.judge([range(8)]) == first
+    for parameter, other in zip(parameters(student), parameters(curriculum.original), strict=True):
+        assign(parameter.tensor, other.value)
+    assert curriculum.judge([range(8)]) < 1e-6 * first  # the student is the one of now
 
 
 @pytest.mark.parametrize("parts", [2, 3])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from onnxcomp.linalg.assignment import assign, prices
+from onnxcomp.linalg.assignment import assign, assign_nearly, balanced_prices, prices
 from onnxcomp.linalg.coupling import Binding, Operand
 from onnxcomp.linalg.matching import match, match_coupled
 from onnxcomp.linalg.tiles import cheapest_tiles, fitted_block, masked_share, tile_sums
@@ -109,6 +109,34 @@ def test_at_the_prices_of_an_optimum_every_unit_prefers_its_own_class(seed: int)
     np.testing.assert_array_equal(reduced[np.arange(12), own], reduced.min(axis=1))
 
 
+def product_costs(units: int, size: int, seed: int) -> tuple[Array, Array]:
+    """All units like the same classes, some more than others; and the class of each slot."""
+    rng = np.random.default_rng(seed)
+    slots = rng.permutation(np.arange(units) // min(size, units // 2))
+    classes = slots.max() + 1
+    return rng.gamma(4.0, size=(units, 1)) * rng.gamma(4.0, size=classes) + rng.random((units, classes)), slots
+
+
+@settings(deadline=None, max_examples=30)
+@given(SEEDS, st.integers(2, 300), st.integers(1, 9))
+def test_the_near_assignment_fills_all_slots_at_any_prices(seed: int, units: int, size: int) -> None:
+    cost, slots = product_costs(units, size, seed)
+    best = cost[np.arange(units), assign(cost, slots)].sum()
+    for price in (np.zeros(cost.shape[1]), np.random.default_rng(seed).random(cost.shape[1])):
+        found = assign_nearly(cost, slots, price)
+        np.testing.assert_array_equal(np.bincount(found), np.bincount(slots))
+        assert cost[np.arange(units), found].sum() >= best - 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("units", [64, 300, 1024])
+def test_at_balanced_prices_the_near_assignment_costs_little_more_than_the_best(units: int, size: int) -> None:
+    cost, slots = product_costs(units, size, seed=0)
+    found = assign_nearly(cost, slots, balanced_prices(cost, slots))
+    best = cost[np.arange(units), assign(cost, slots)].sum()
+    assert cost[np.arange(units), found].sum() <= 1.01 * best
+
+
 # -- one matrix --------------------------------------------------------------------------------------------
 
 
@@ -141,6 +169,20 @@ def test_every_kind_of_start_finds_planted_tiles(number: int, monkeypatch: pytes
     monkeypatch.setattr(matching._Search, "start", lambda self, group, _, rng: start(self, group, number, rng))
     salience, _ = planted(128, 0)
     assert match(salience, (8, 8), 0.5, np.random.default_rng(0), starts=1).after <= 0.052
+
+
+def test_many_lines_are_matched_as_well_by_near_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxcomp.linalg import matching
+
+    rng = np.random.default_rng(0)
+    uneven = rng.exponential(size=(192, 160)) * np.exp(rng.normal(size=(192, 1)) + rng.normal(size=160))
+    for salience in (planted(128, 0)[0], uneven):
+        exact = match(salience, (8, 8), 0.5, np.random.default_rng(0))
+        monkeypatch.setattr(matching, "_MANY", 2)
+        found = match(salience, (8, 8), 0.5, np.random.default_rng(0))
+        assert all(later <= earlier for earlier, later in itertools.pairwise(found.history))
+        assert found.after == pytest.approx(exact.after, rel=0.02)
+        monkeypatch.undo()
 
 
 def test_match_gains_little_where_there_is_nothing_to_find() -> None:

@@ -263,6 +263,16 @@ def add_limits(parser: argparse.ArgumentParser, repeats: int, gigabytes: float, 
     parser.add_argument("--render", action="store_true", help="measure nothing, write the Markdown again")
 
 
+def parsed_with_reuse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line of a benchmark that can also take what an earlier run made; ends the program when it names no
+    such run."""
+    parser.add_argument("--reuse", action="store_true", help="take peers' results that are in the folder of --work")
+    options = parser.parse_args()
+    if options.reuse and options.work is None:
+        parser.error("--reuse needs the folder of an earlier run; name it with --work")
+    return options
+
+
 def models_asked(parser: argparse.ArgumentParser, names: Iterable[str]) -> list[ZooModel]:
     """The models of these names; ends the program when one is not in the cache."""
     models = [MODELS[name] for name in names]

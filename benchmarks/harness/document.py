@@ -12,6 +12,8 @@ from harness.render import render
 from harness.render_prune import prune_sections
 from harness.render_quant import quant_sections
 from harness.render_recover import recover_sections
+from harness.render_reorder import reorder_sections
+from harness.reorder_results import ReorderResults
 from harness.results import Results
 from harness.robustness import robustness
 
@@ -28,5 +30,6 @@ def write_document(path: Path, results: Results | None = None) -> None:
         quant_sections(QuantResults.read(path.parent / "QUANT.json")),
         prune_sections(PruneResults.read(path.parent / "PRUNE.json")),
         recover_sections(RecoverResults.read(path.parent / "RECOVER.json")),
+        reorder_sections(ReorderResults.read(path.parent / "REORDER.json")),
     ]
     path.write_text("\n".join(filter(None, parts)), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.figures import points_lost
+from harness.columns import costs_table, lost_cell, measured
 from harness.markdown import (
     NONE,
     decibels,
@@ -23,7 +23,7 @@ from harness.prune_results import Discovery, PruneResults
 from harness.prune_targets import check_prune, removed
 from harness.quant_results import Costs
 from harness.results import Row, Section
-from harness.zoo import MODELS, Figure
+from harness.zoo import Figure
 
 __all__ = ["prune_sections"]
 
@@ -49,9 +49,7 @@ def _section(title: str, section: Section) -> str:
 
 
 def _table(section: Section) -> str:
-    figures = [figure for figure in MODELS[section.model].figures if figure.name in section.figures]
-    named = {figure.name for figure in figures}
-    extra = [name for name in ("agreement", "SQNR") if name not in named]
+    figures, extra = measured(section, ("agreement", "SQNR"))
     lengths = list(section.original.latencies)
     columns = [
         *("tool", "setting"),
@@ -67,13 +65,12 @@ def _table(section: Section) -> str:
 
 def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], lengths: list[str]) -> list[str]:
     distances = {"agreement": share(row.agreement), "SQNR": decibels(row.sqnr_db)}
-    lost = points_lost(section, row) if row is not section.original else None
     gone = removed(section, row)
     return [
         row.tool,
         setting_cell(setting_of(row), row.failure),
         *(value(figure, row) for figure in figures),
-        *([NONE if lost is None else f"{lost + 0.0:.2f}"] if figures[0].unit == "points" else []),
+        *([lost_cell(section, row)] if figures[0].unit == "points" else []),
         *(distances[name] for name in extra),
         NONE if gone is None or row is section.original else f"{gone + 0.0:.1f} %",
         share(row.zeros),
@@ -105,16 +102,4 @@ def _costs(costs: Costs, discovery: Discovery | None) -> str:
     if discovery is not None:
         runs = ", ".join(f"{found:.2f}" for found in discovery.seconds)
         about.append(f"- finding the {discovery.groups:,} dependency groups of {discovery.nodes:,} nodes: {runs} s")
-    rows = [
-        [
-            row.tool,
-            setting_cell(row.setting, row.failure),
-            f"{row.samples:,}",
-            seconds(row.own_seconds),
-            seconds(row.seconds),
-            megabytes(row.peak_bytes),
-        ]
-        for row in costs.rows
-    ]
-    columns = ["tool", "setting", "samples", "pass", "whole process", "peak memory"]
-    return "\n\n".join(["## Pruning: seconds and memory", "\n".join(about), table(columns, rows)])
+    return "\n\n".join(["## Pruning: seconds and memory", "\n".join(about), costs_table(costs, "pass")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.columns import costs_table, measured
 from harness.markdown import (
     NONE,
     decibels,
@@ -21,7 +22,7 @@ from harness.markdown import (
 from harness.quant_results import Costs, QuantResults, Saturation
 from harness.quant_targets import check_quant
 from harness.results import Row, Section
-from harness.zoo import MODELS, Figure
+from harness.zoo import Figure
 
 __all__ = ["quant_sections", "saturation_section"]
 
@@ -78,9 +79,7 @@ def _section(title: str, section: Section) -> str:
 
 
 def _table(section: Section) -> str:
-    figures = [figure for figure in MODELS[section.model].figures if figure.name in section.figures]
-    named = {figure.name for figure in figures}
-    extra = [name for name in ("agreement", "SQNR") if name not in named]
+    figures, extra = measured(section, ("agreement", "SQNR"))
     lengths = list(section.original.latencies)
     columns = [
         *("tool", "setting"),
@@ -113,16 +112,4 @@ def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str], 
 
 def _costs(costs: Costs) -> str:
     about = [f"- {costs.date}, `{costs.command}`; {costs.model}", *machine(costs.environment)]
-    rows = [
-        [
-            row.tool,
-            setting_cell(row.setting, row.failure),
-            f"{row.samples:,}",
-            seconds(row.own_seconds),
-            seconds(row.seconds),
-            megabytes(row.peak_bytes),
-        ]
-        for row in costs.rows
-    ]
-    columns = ["tool", "setting", "samples", "quantizing", "whole process", "peak memory"]
-    return "\n\n".join(["## Quantization: cost of the calibration", "\n".join(about), table(columns, rows)])
+    return "\n\n".join(["## Quantization: cost of the calibration", "\n".join(about), costs_table(costs, "quantizing")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.figures import points_lost
+from harness.columns import lost_cell, measured
 from harness.markdown import (
     NONE,
     facts,
@@ -22,7 +22,7 @@ from harness.markdown import (
 from harness.recover_results import RecoverResults, StepRow, Steps
 from harness.recover_targets import JOBS, check_recover, of_job
 from harness.results import Row, Section
-from harness.zoo import MODELS, Figure
+from harness.zoo import Figure
 
 __all__ = ["recover_sections"]
 
@@ -76,8 +76,7 @@ def _section(section: Section) -> str:
 
 
 def _table(section: Section) -> str:
-    figures = [figure for figure in MODELS[section.model].figures if figure.name in section.figures]
-    extra = [] if any(figure.name == "agreement" for figure in figures) else ["agreement"]
+    figures, extra = measured(section, ["agreement"])
     columns = [
         *("job", "tool and setting"),
         *(figure.name for figure in figures),
@@ -89,12 +88,11 @@ def _table(section: Section) -> str:
 
 
 def _cells(job: str, row: Row, section: Section, figures: list[Figure], agreement: bool) -> list[str]:
-    lost = points_lost(section, row) if row is not section.original else None
     return [
         job,
         setting_cell(f"{row.tool}: {setting_of(row)}", row.failure),
         *(value(figure, row) for figure in figures),
-        NONE if lost is None else f"{lost + 0.0:.2f}",
+        lost_cell(section, row),
         *([share(row.agreement)] if agreement else []),
         share(row.zeros),
         size_ratio(row, section.original),

@@ -14,7 +14,7 @@ from onnxcomp.graph.stored import STANDARD, producer_of
 from onnxcomp.linalg.masked import kept_weights
 from onnxcomp.model import Model
 
-__all__ = ["Parameter", "parameters"]
+__all__ = ["Parameter", "made_weights", "parameters"]
 
 Array = np.ndarray[Any, Any]
 
@@ -87,6 +87,19 @@ def parameters(model: Model) -> list[Parameter]:
                 if id(tensor) not in found:
                     found[id(tensor)] = Parameter(tensor, _kept(tensor, direct and _is_weight(node, position)))
     return list(found.values())
+
+
+def made_weights(model: Model) -> list[tuple[gs.Node, list[gs.Constant]]]:
+    """Layers of the main graph whose weight is made of trainable constants, as of a codebook, and those constants."""
+    found = []
+    for node in model.graph.nodes:
+        if node.domain not in STANDARD or node.op not in _MATRICES:
+            continue
+        positions = _LEARNT[node.op] if node.op == "MatMul" else (1,)
+        made = [source for position in positions for source in _sources(node.inputs[position], True, _DEEPEST)]
+        if made and not any(direct for _, direct in made):
+            found.append((node, [tensor for tensor, _ in made]))
+    return found
 
 
 def _sources(tensor: gs.Tensor, through: bool, depth: int, direct: bool = True) -> Iterator[tuple[gs.Constant, bool]]:

@@ -12,14 +12,14 @@ import onnx_graphsurgeon as gs
 from onnxcomp.graph.coded import CodedBias, CodedWeight, coded_biases, coded_weights
 from onnxcomp.graph.constants import assign
 from onnxcomp.graph.edit import detach, replace_uses
-from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
-from onnxcomp.graph.parameters import Parameter, parameters
+from onnxcomp.graph.parameters import Parameter, made_weights, parameters
 from onnxcomp.linalg.code_grid import CodeGrid, deliberate_zeros
 from onnxcomp.linalg.variables import Variables, stretch_of
 from onnxcomp.model import Model
 
-__all__ = ["Trainable", "name_of_weight"]
+__all__ = ["Trainable", "made_layers", "name_of_weight"]
 
 Array = np.ndarray[Any, Any]
 
@@ -65,6 +65,9 @@ class Trainable:
             if layer.name in freeze
             for tensor in (layer.weight, layer.bias)
         }
+        for node, sources in made_weights(student):
+            if layer_name(node) in freeze:
+                left |= {id(tensor) for tensor in (*sources, *node.inputs[2:])}
         found = [
             replace(parameter, kept=masks[parameter.name]) if parameter.name in masks else parameter
             for parameter in parameters(student)
@@ -112,6 +115,20 @@ class Trainable:
         for name in learnt.keys() & plain.keys() - biases.keys() - weights.keys():
             if not np.array_equal(learnt[name], plain[name].value):
                 assign(plain[name].tensor, learnt[name])
+
+
+def made_layers(model: Model) -> dict[str, list[str]]:
+    """The layers that no ``WeightedLayer`` stands for, as their weight is made of a codebook or of other constants.
+
+    Returns:
+        By name of the layer, the names of those constants.
+    """
+    known = {id(layer.node) for layer in weighted_layers(model)}
+    return {
+        layer_name(node): [str(tensor.name) for tensor in sources]
+        for node, sources in made_weights(model)
+        if id(node) not in known
+    }
 
 
 def name_of_weight(layer: WeightedLayer) -> str:

@@ -38,6 +38,7 @@ class Operand:
         rows, columns: of each axis, the groups that move its lines.
         block: rows and columns of a tile.
         weight: of each entry, against those of other operands (the weights of a kernel, say).
+        panels: equal runs of row blocks that mask the same number of tiles each, see ``cheapest_tiles``.
     """
 
     salience: Array
@@ -45,6 +46,7 @@ class Operand:
     columns: tuple[Binding, ...]
     block: Block
     weight: float = 1.0
+    panels: int = 1
 
     @property
     def importance(self) -> float:
@@ -79,6 +81,7 @@ class Matrix:
 
     lines: tuple[Array, Array]  # the salience by rows, and by columns (its transpose), both contiguous
     axes: tuple[Axis, Axis]
+    panels: int
 
     @classmethod
     def of(cls, operand: Operand, scale: float) -> Matrix:
@@ -91,7 +94,9 @@ class Matrix:
                 salience = np.add.reduceat(salience, np.arange(0, salience.shape[axis], size), axis=axis)
                 size = 1
             axes.append(Axis(bindings, salience.shape[axis], size))
-        return cls((np.ascontiguousarray(salience), np.ascontiguousarray(salience.T)), (axes[0], axes[1]))
+        return cls(
+            (np.ascontiguousarray(salience), np.ascontiguousarray(salience.T)), (axes[0], axes[1]), operand.panels
+        )
 
     def by_block(self, axis: int, standing: Array) -> Array:
         """The lines of one axis, summed over the blocks of the other axis: (lines, blocks)."""

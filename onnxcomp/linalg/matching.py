@@ -20,21 +20,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from onnxcomp.linalg.assignment import assign, prices
+from onnxcomp.linalg.assignment import assign, assign_nearly, balanced_prices, prices
 from onnxcomp.linalg.coupling import Binding, Matrix, Moves, Operand, Use
+from onnxcomp.linalg.swaps import swapped
 from onnxcomp.linalg.tiles import Block, cheapest_tiles, tile_sums
 from onnxcomp.progress import Progress, silent
 
-__all__ = ["Matching", "Tiling", "match", "match_coupled"]
+__all__ = ["Matching", "Method", "Tiling", "match", "match_coupled"]
 
 Array = np.ndarray[Any, Any]
+Method: TypeAlias = Literal["assignment", "swap"]
 
 _TOTAL = float(2**46)
 _LEAST_GAIN = 1e-3  # part of the masked salience, for one more sweep
+_LEAST_SWAP = 1e-3  # of the mean salience of an entry, for one more swap
+_MANY = 1024  # units; the exact assignment of so many is left for when a near one gains nothing
 _LEVELS = 2**12  # of salience where lines are compared: their products must stay exact too
 
 
@@ -74,7 +78,15 @@ class Matching:
 
 
 def match(
-    salience: Array, block: Block, rate: float, rng: np.random.Generator, starts: int = 2, sweeps: int = 20
+    salience: Array,
+    block: Block,
+    rate: float,
+    rng: np.random.Generator,
+    starts: int = 2,
+    sweeps: int = 20,
+    *,
+    panels: int = 1,
+    method: Method = "assignment",
 ) -> Tiling:
     """Permute rows and, independently, columns of one matrix so that little salience is masked (the paper).
 
@@ -85,12 +97,15 @@ def match(
         rng: draws the random starts.
         starts: descents from different orders: sorted, clustered, then random ones; the best is returned.
         sweeps: at most so many alternations of both axes in one descent.
+        panels: equal runs of row blocks that mask the same number of tiles each; with the block of
+            ``panel_block`` the tiles are whole panels of rows by bands of columns.
+        method: of the M-step: the best assignment, or the paper's swaps of pairs.
     """
     rows, columns = (np.arange(size)[:, None] for size in salience.shape)
-    operand = Operand(salience, (Binding(0, rows),), (Binding(1, columns),), block)
-    found = match_coupled([operand], salience.shape, rate, rng, starts, sweeps)
+    operand = Operand(salience, (Binding(0, rows),), (Binding(1, columns),), block, panels=panels)
+    found = match_coupled([operand], salience.shape, rate, rng, starts, sweeps, method=method)
     order = found.orders
-    mask = cheapest_tiles(tile_sums(salience[order[0]][:, order[1]], block), rate)
+    mask = cheapest_tiles(tile_sums(salience[order[0]][:, order[1]], block), rate, panels)
     return Tiling(order[0], order[1], mask, found.before[0], found.after[0], found.history)
 
 
@@ -103,6 +118,8 @@ def match_coupled(
     sweeps: int = 20,
     least_gain: float = 0.0,
     progress: Progress = silent,
+    *,
+    method: Method = "assignment",
 ) -> Matching:
     """One permutation per group of lines, so that over all operands together little salience is masked.
 
@@ -117,8 +134,9 @@ def match_coupled(
         least_gain: a group keeps its given order where another gains no more than this part of what is masked
             in its operands.
         progress: shows the sweeps.
+        method: of the M-step: the best assignment, or the paper's swaps of pairs.
     """
-    search = _Search(operands, units, rate)
+    search = _Search(operands, units, rate, method)
     given = _State(search, [np.arange(count) for count in units])
     best, history = given, [given.masked]
     for number in range(starts):
@@ -143,9 +161,11 @@ def match_coupled(
 class _Search:
     """Matrices and moves of a problem, and its descents."""
 
-    def __init__(self, operands: Sequence[Operand], units: Sequence[int], rate: float) -> None:
+    def __init__(self, operands: Sequence[Operand], units: Sequence[int], rate: float, method: Method) -> None:
         scale = _TOTAL / max(sum(operand.importance for operand in operands), 1.0)
         self.rate = rate
+        self.method = method
+        self.least_swap = _LEAST_SWAP * scale
         self.matrices = [Matrix.of(operand, scale) for operand in operands]
         self.totals = [float(matrix.lines[0].sum()) for matrix in self.matrices]
         self.moves = [Moves.of(tuple(self._uses(group)), self.matrices, count) for group, count in enumerate(units)]
@@ -249,19 +269,33 @@ class _State:
         """E-step of one matrix: its mask as 0 and 1, and the salience under it."""
         matrix = self.search.matrices[index]
         sums = np.add.reduceat(matrix.by_block(0, standing[1])[standing[0]], matrix.axes[0].cuts, axis=0)
-        mask = cheapest_tiles(sums, self.search.rate).astype(np.float64)
+        mask = cheapest_tiles(sums, self.search.rate, matrix.panels).astype(np.float64)
         return mask, float((sums * mask).sum())
 
     def improve(self, group: int) -> None:
         """M-step of one group, then the E-step of the matrices that it moves; kept only if that masks less.
 
-        The M-step is the optimum for the masks at hand, except where a group moves both axes of one matrix
+        The assignment is the optimum for the masks at hand, except where a group moves both axes of one matrix
         (there it is a linear estimate): hence the check.
         """
-        moves, C = self.search.moves[group], self._move_costs(group)
-        class_of_unit = assign(C, moves.class_of_slot, self.prices[group])
+        moves, C, before = self.search.moves[group], self._move_costs(group), self.masked
+        if self.search.method == "swap":
+            own = np.empty_like(moves.class_of_slot)
+            own[self.orders[group]] = moves.class_of_slot
+            self._assign(group, swapped(C, own, self.search.least_swap))
+            return
+        price = balanced_prices(C, moves.class_of_slot, self.prices[group])
+        if len(C) >= _MANY:
+            self.prices[group] = price
+            self._assign(group, assign_nearly(C, moves.class_of_slot, price))
+            if self.masked < before:
+                return
+        class_of_unit = assign(C, moves.class_of_slot, price)
         self.prices[group] = prices(C, class_of_unit)
-        self._replace(group, moves.settle(class_of_unit), lambda new, old: new < old)
+        self._assign(group, class_of_unit)
+
+    def _assign(self, group: int, class_of_unit: Array) -> None:
+        self._replace(group, self.search.moves[group].settle(class_of_unit), lambda new, old: new < old)
 
     def revert(self, least_gain: float) -> None:
         """Give the groups that gain too little their old orders again."""

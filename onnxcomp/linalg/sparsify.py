@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from onnxcomp.linalg.gptq import damped
 from onnxcomp.linalg.patterns import Pattern
 
-__all__ = ["Score", "Splitting", "mask_by"]
+__all__ = ["Score", "Splitting", "mask_by", "removal_losses"]
 
 Array = np.ndarray[Any, Any]
 Score: TypeAlias = Literal["obs", "wanda", "magnitude"]
@@ -88,3 +89,24 @@ def mask_by(score: Score, W: Array, H: Array, pattern: Pattern) -> Array:
         scores = scores * np.diagonal(H, axis1=1, axis2=2)[:, None, :]
     kept: Array = pattern.kept(scores) & (W != 0)
     return kept
+
+
+def removal_losses(W: Array, H: Array, kernel: int = 1, damping: float = 0.01) -> Array:
+    """What the outputs lose when one weight goes and the others make up for it, summed over the kernel.
+
+    w²/[H⁻¹]_jj for input j: Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain
+    Surgeon". As a salience for tile matching.
+
+    Args:
+        W: (G, outputs, d), d = channels · kernel, positions fastest.
+        H: (G, d, d), second moment of the inputs.
+        kernel: positions of the kernel.
+        damping: λ in units of the mean of diag(H).
+
+    Returns:
+        (G, outputs, channels).
+    """
+    uncertainty = np.diagonal(np.linalg.inv(damped(H, damping)), axis1=1, axis2=2)
+    losses = np.square(W) / uncertainty[:, None, :]
+    summed: Array = losses.reshape(*W.shape[:2], -1, kernel).sum(axis=3)
+    return summed

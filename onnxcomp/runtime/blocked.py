@@ -100,7 +100,8 @@ class _Rewrite:
         self.producers = {name: node for node in graph.node for name in node.output}
         self.count = 0
         self.prefix = "blocked/"
-        while any(name.startswith(self.prefix) for name in (*self.producers, *self.constants)):
+        given = [value.name for value in graph.input]
+        while any(name.startswith(self.prefix) for name in (*self.producers, *self.constants, *given)):
             self.prefix = f"_{self.prefix}"
         rules = {"Conv": self._depthwise, "ReduceSum": self._sum, "FusedMatMul": self._product}
         for node in graph.node:
@@ -114,16 +115,18 @@ class _Rewrite:
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def _emit(self, op: str, inputs: Iterable[str], domain: str = "", output: str = "", **attributes: Any) -> str:
+    def _name(self, kind: str) -> str:
         self.count += 1
-        name = f"{self.prefix}{op}_{self.count}"
+        return f"{self.prefix}{kind}_{self.count}"
+
+    def _emit(self, op: str, inputs: Iterable[str], domain: str = "", output: str = "", **attributes: Any) -> str:
+        name = self._name(op)
         output = output or name
         self.out.append(onnx.helper.make_node(op, list(inputs), [output], name=name, domain=domain, **attributes))
         return output
 
     def _ints(self, values: Iterable[int]) -> str:
-        self.count += 1
-        name = f"{self.prefix}constant_{self.count}"
+        name = self._name("constant")
         self.graph.initializer.append(onnx.numpy_helper.from_array(np.array(list(values), dtype=np.int64), name))
         return name
 
@@ -150,10 +153,12 @@ class _Rewrite:
 
     def _whole(self, name: str) -> bool:
         """Whether the tensor consists of whole blocks; of floats, which alone can be laid out anew."""
-        kind = self.known.get(name)
         shape = self.shapes.get(name, ())
-        floats = kind is not None and kind.element == onnx.TensorProto.FLOAT
-        return floats and len(shape) == 4 and shape[1] % self.size == 0
+        return self._floats(name) and len(shape) == 4 and shape[1] % self.size == 0
+
+    def _floats(self, name: str) -> bool:
+        kind = self.known.get(name)
+        return kind is not None and kind.element == onnx.TensorProto.FLOAT
 
     def _layout(self, node: onnx.NodeProto) -> bool:
         """Take note of a change of layout, instead of the node."""
@@ -188,7 +193,7 @@ class _Rewrite:
         made.CopyFrom(node)
         for index, name in enumerate(node.input):
             made.input[index] = name if name in single else self._in_blocks(name)
-        self.blocked[node.output[0]] = made.output[0] = f"{self.prefix}{node.output[0]}"
+        self.blocked[node.output[0]] = made.output[0] = self._name(node.op_type)
         self.out.append(made)
         return True
 
@@ -211,6 +216,8 @@ class _Rewrite:
         if len(weight) != 4 or x[:2] != (1, group) or weight[:2] != (group, 1):
             return False
         if len(node.input) > 2 or group % self.size or node.input[1] not in self.producers:
+            return False
+        if not self._floats(node.input[0]):
             return False
         planes = [self._planes(name) for name in node.input]
         attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
@@ -237,8 +244,8 @@ class _Rewrite:
         if attributes.pop("transB", 0) != 1 or attributes.pop("alpha", 1.0) != 1.0 or any(attributes.values()):
             return False
         shapes = [self.shapes.get(name, ()) for name in node.input]
-        if any(len(shape) != 3 for shape in shapes):
-            return False
+        if any(len(shape) != 3 for shape in shapes) or shapes[0][0] != shapes[1][0]:
+            return False  # or one is the same for all samples
         (n, a, positions), (_, b, _) = shapes
         size = self.size
         if (source := self._viewed(right)) in self.blocked and self.shapes[source][:2] == (n, b):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import onnxruntime as ort
 
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
+from onnxcomp.gradient import Term
 from onnxcomp.graph.cuts import between, cuts, evenly
 from onnxcomp.model import Model
 from onnxcomp.runtime.gradients import Gradients
@@ -87,10 +89,16 @@ class Curriculum:
 
     def judge(self, positions: Sequence[Sequence[int]]) -> float:
         """The loss of the student's outputs as it is now, on these batches of units."""
-        found = heads(self.student, observed(self.student, self.data.sample()), self.loss)
-        gradients, targets = Gradients(self.student, (), self._terms(found)), self._targets(found)
+        terms, targets = self._exam
+        gradients = Gradients(self.student, (), terms)  # with the constants that the student has now
         batches = (batch for chunk in positions for batch in targets.batches(chunk))
         return float(np.mean([gradients.loss({}, batch.feeds, batch.targets) for batch in batches]))
+
+    @functools.cached_property
+    def _exam(self) -> tuple[list[Term], Targets]:
+        """The losses of the outputs and the teacher's answers, which stay while the student learns."""
+        found = heads(self.student, observed(self.student, self.data.sample()), self.loss)
+        return self._terms(found), self._targets(found)
 
     def parts(self, count: int, parameters: Sequence[str]) -> Iterator[Lesson]:
         """The network in parts, each trained to continue what the student gives it as the teacher would.
@@ -133,7 +141,7 @@ class Curriculum:
             labels = _checked(self.data.labels, found, observed(self.student, self.data.sample()))
         return Targets(self.original, self.data, found, labels)
 
-    def _terms(self, found: Sequence[Head]) -> list[Any]:
+    def _terms(self, found: Sequence[Head]) -> list[Term]:
         variances = self._variances(found)
         return [head.term(1 / len(found), variances[head.output]) for head in found]
 
