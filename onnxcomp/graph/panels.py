@@ -21,6 +21,8 @@ __all__ = ["channel_axis", "most_panels", "panels_of", "read_in_panels"]
 
 Array = np.ndarray[Any, Any]
 
+_SLICE_BY_INPUTS = 10  # the opset since which Slice takes its bounds as inputs
+
 
 def channel_axis(layer: WeightedLayer, rank: int) -> int:
     """The axis of the layer's input, of so many axes, along which its channels lie."""
@@ -71,7 +73,8 @@ def read_in_panels(model: Model, layer: WeightedLayer, panels: list[Array], rank
     read = layer.node.inputs[0]
     chosen = np.concatenate(panels)
     result = gs.Variable(names.new(f"{read.name}/panels"), dtype=read.dtype)
-    if np.array_equal(chosen, np.arange(chosen[0], chosen[0] + len(chosen))):
+    follow = np.array_equal(chosen, np.arange(chosen[0], chosen[0] + len(chosen)))
+    if follow and int(graph.opset or 0) >= _SLICE_BY_INPUTS:
         bounds = [("starts", chosen[0]), ("ends", chosen[-1] + 1), ("axes", axis)]
         limits = [
             gs.Constant(names.new(f"{result.name}/{name}"), np.array([value], np.int64)) for name, value in bounds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from onnxcomp.graph.panels import channel_axis
 from onnxcomp.model import Model
 from onnxcomp.runtime.timings import TimingTable
 
-__all__ = ["PanelTime", "PanelTimes"]
+__all__ = ["PanelTimes"]
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -22,18 +22,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 _SECONDS = 0.15  # of timed runs of a pair
 _NARROW = 16  # channels of what stands before and behind
 _LEAST = 0.02  # of the layer's time: what is less is noise
-
-
-class PanelTime(NamedTuple):
-    """A layer's time.
-
-    Attributes:
-        whole: milliseconds of the layer as it is.
-        ratio: that over the time of its panels.
-    """
-
-    whole: float
-    ratio: float
 
 
 class PanelTimes:
@@ -53,8 +41,8 @@ class PanelTimes:
         self._timings = timings
         self._threads = threads
 
-    def measure(self, layer: WeightedLayer, panels: int, channels: int, outputs: int) -> PanelTime | None:
-        """The layer beside so many panels, each reading so many channels, both with so many outputs.
+    def ratio(self, layer: WeightedLayer, panels: int, channels: int, outputs: int) -> float | None:
+        """The layer's time over that of so many panels, each reading so many channels, both with so many outputs.
 
         None where it is not known and may not be measured, or where the shape of the layer's input is not known.
         """
@@ -69,8 +57,7 @@ class PanelTimes:
         if alone is None or smaller is None:
             return None
         nothing = 1.0 / alone.ratio
-        own = max(1.0 - nothing, _LEAST)
-        return PanelTime(own * alone.before_ms, own / max(1.0 / smaller.ratio - nothing, _LEAST))
+        return max(1.0 - nothing, _LEAST) / max(1.0 / smaller.ratio - nothing, _LEAST)
 
 
 class _Piece:

@@ -56,10 +56,6 @@ class TilePlan:
     ratio: float | None
     alone: bool
 
-    @property
-    def density(self) -> float:
-        return self.channels / self.inputs
-
 
 @dataclass
 class TilePruning:
@@ -143,7 +139,8 @@ class TilePruning:
 
     def _count(self, layer: WeightedLayer, density: float) -> int | None:
         """How many panels serve a layer best; None where none are faster than the layer is."""
-        most = min(most_panels(layer, self.multiple), self.panels or 4)
+        # Where outputs can go because their reader does not need them, there are no equal panels of them any more.
+        most = 1 if layer.name in self._readers else min(most_panels(layer, self.multiple), self.panels or 4)
         if self.panels is not None:
             return most
         if self._reads_alone(layer):
@@ -151,9 +148,9 @@ class TilePruning:
         channels, outputs = self._channels(layer, 1.0 - density), layer.shape[layer.out_axis]
         ratios = {}
         for count in (1, 2, 4):
-            time = self.times.measure(layer, count, channels, outputs) if count <= most else None
-            if time is not None:
-                ratios[count] = time.ratio
+            ratio = self.times.ratio(layer, count, channels, outputs) if count <= most else None
+            if ratio is not None:
+                ratios[count] = ratio
         best = max(ratios.values(), default=PAYS)
         if best < PAYS:
             self.reasons[layer.name] = _too_slow(channels, layer.shape[layer.in_axis], best)
@@ -169,14 +166,17 @@ class TilePruning:
         return any(reader.node is layer.node for reader in self._readers.values())
 
     def _saving(self, layer: WeightedLayer, count: int) -> float:
-        """What a share of 1 would save if savings went on as they begin: milliseconds, or else operations."""
+        """What a share of 1 would save, in operations that take as much time.
+
+        With a channel that a layer alone reads, its computation goes too; a Gather takes off from what is saved.
+        """
         writers = [name for name, reader in self._readers.items() if reader.node is layer.node]
-        channels = self._channels(layer, 1.0 - _USUAL)
-        gone = 1.0 - channels / layer.shape[layer.in_axis]
         if writers:
             return self._macs[layer.name] + sum(self._macs.get(name, 0.0) for name in writers)
-        time = self.times.measure(layer, count, channels, layer.shape[layer.out_axis])
-        part = 1.0 if time is None or gone <= 0.0 else (1.0 - 1.0 / time.ratio) / gone
+        channels = self._channels(layer, 1.0 - _USUAL)
+        ratio = self.times.ratio(layer, count, channels, layer.shape[layer.out_axis])
+        gone = 1.0 - channels / layer.shape[layer.in_axis]
+        part = 1.0 if ratio is None or gone <= 0.0 else (1.0 - 1.0 / ratio) / gone
         return self._macs[layer.name] * max(part, 0.0)
 
     def _settle(
@@ -196,11 +196,11 @@ class TilePruning:
                     self.reasons[layer.name] = "its channels are worth more than they cost"
                     continue
                 single = count == 1 and self._reads_alone(layer)
-                time = None if single else self.times.measure(layer, count, channels, self._outputs(layer, left))
-                if time is not None and time.ratio < PAYS:
-                    self.reasons[layer.name] = _too_slow(channels, inputs, time.ratio)
+                ratio = None if single else self.times.ratio(layer, count, channels, self._outputs(layer, left))
+                if ratio is not None and ratio < PAYS:
+                    self.reasons[layer.name] = _too_slow(channels, inputs, ratio)
                     slow.add(layer.name)
-                self.plans[layer.name] = TilePlan(count, channels, inputs, None if time is None else time.ratio, single)
+                self.plans[layer.name] = TilePlan(count, channels, inputs, ratio, single)
             if not slow:
                 return
             curves = curves.without(slow)
@@ -208,7 +208,7 @@ class TilePruning:
     def _outputs(self, layer: WeightedLayer, left: Mapping[str, int]) -> int:
         """How many outputs a layer has when all layers read so many channels."""
         reader = self._readers.get(layer.name)
-        if reader is None or not reader.shape[reader.in_axis] == layer.shape[layer.out_axis]:
+        if reader is None or reader.shape[reader.in_axis] != layer.shape[layer.out_axis]:
             return layer.shape[layer.out_axis]
         return left.get(reader.name, layer.shape[layer.out_axis])
 
