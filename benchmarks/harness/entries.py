@@ -15,7 +15,7 @@ from harness.results import Row
 from harness.zoo import ZooModel
 
 __all__ = ["CHANNELS", "EIGHT_BITS", "ELEMENTS", "ENTRIES", "FOUR_BITS", "FULL", "QUANT", "SPEEDUP", "WEIGHTS_4"]
-__all__ += ["RECOVERY", "Entry", "add_report", "report_of"]
+__all__ += ["RECOVERY", "TILES", "Entry", "add_report", "report_of"]
 
 FULL = "onnxcomp-prune-quant-reorder"
 QUANT = "onnxcomp-quant"
@@ -194,5 +194,25 @@ RECOVERY = _named(
         *_recovered("zeros", 'prune(granularity="element", sparsity=0.9)', ("fashion",)),
         *_recovered("channels30", "prune(flops=0.3)", ("mobilenetv2",)),
         *(replace(_peer(name, peer), training=True) for name, peer in peers.RECOVERY.items()),
+    ]
+)
+
+_RESIDUAL, _RECOGNISER = ("fashion",), ("ppocr_rec",)
+TILES = _named(
+    [
+        _onnxcomp("onnxcomp-tiles-half", "reorder(density=0.5)", _RESIDUAL),
+        _onnxcomp("onnxcomp-tiles-quarter", "reorder(density=0.25)", _RESIDUAL),
+        _onnxcomp("onnxcomp-channels-half", "prune(flops=0.48)", _RESIDUAL),
+        _onnxcomp("onnxcomp-blocks-half", 'prune(granularity="block(8,8)", sparsity=0.5)', _RESIDUAL),
+        _onnxcomp("onnxcomp-tiles-half-quant", "reorder(density=0.5),quant", _RESIDUAL),
+        replace(_onnxcomp("onnxcomp-tiles-half-trained", "reorder(density=0.5)", _RESIDUAL), training=True),
+        replace(_onnxcomp("onnxcomp-tiles-half-recover", "reorder(density=0.5),recover", _RESIDUAL), training=True),
+        _onnxcomp("onnxcomp-tiles-60", "reorder(density=0.6)", _RECOGNISER),
+        _onnxcomp("onnxcomp-channels-34", "prune(flops=0.34)", _RECOGNISER),
+        _onnxcomp("onnxcomp-blocks-60", 'prune(granularity="block(8,8)", sparsity=0.4)', _RECOGNISER),
+        _onnxcomp("onnxcomp-tiles-70", "reorder(density=0.7)", TRANSFORMERS),
+        _onnxcomp("onnxcomp-channels-20", "prune(flops=0.2)", TRANSFORMERS),
+        _onnxcomp("onnxcomp-blocks-70", 'prune(granularity="block(8,8)", sparsity=0.3)', TRANSFORMERS),
+        _onnxcomp("onnxcomp-cheap", "prune,reorder"),
     ]
 )

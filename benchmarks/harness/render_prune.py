@@ -25,7 +25,7 @@ from harness.quant_results import Costs
 from harness.results import Row, Section
 from harness.zoo import Figure
 
-__all__ = ["prune_sections"]
+__all__ = ["prune_sections", "pruned_table"]
 
 _SUITES = {"channels": "channels", "elements": "weights, 2:4, blocks"}
 
@@ -45,10 +45,11 @@ def prune_sections(results: PruneResults) -> str:
 
 def _section(title: str, section: Section) -> str:
     heading = f"## Pruning, {title}: {section.model} (`{section.file}`)"
-    return "\n\n".join([heading, facts(section), _table(section)])
+    return "\n\n".join([heading, facts(section), pruned_table(section)])
 
 
-def _table(section: Section) -> str:
+def pruned_table(section: Section) -> str:
+    """The rows of a model: what was lost, removed and gained."""
     figures, extra = measured(section, ("agreement", "SQNR"))
     lengths = list(section.original.latencies)
     columns = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from harness.markdown import NONE, machine, table, targets_table, threads
+from harness.markdown import NONE, facts, machine, table, targets_table, threads
+from harness.render_prune import pruned_table
 from harness.reorder_results import ReorderResults, Search, SearchRow
 from harness.reorder_targets import check_reorder
+from harness.results import Section
 
 __all__ = ["reorder_sections"]
 
@@ -12,6 +14,7 @@ __all__ = ["reorder_sections"]
 def reorder_sections(results: ReorderResults) -> str:
     """A section for each suite; nothing when nothing was measured."""
     parts = [_search(results.search)] if results.search else []
+    parts += [_tiles(section) for section in results.tiles.values()]
     if not parts:
         return ""
     parts.append(targets_table("Reordering: targets", check_reorder(results)))
@@ -50,6 +53,11 @@ def _search(search: Search) -> str:
         table(["matrix", "panels", "columns of a band", "given order", "ours", "runs"], panels, text_columns=1)
     )
     return "\n\n".join(parts)
+
+
+def _tiles(section: Section) -> str:
+    heading = f"## Reordering, tiles: {section.model} (`{section.file}`)"
+    return "\n\n".join([heading, facts(section), pruned_table(section)])
 
 
 def _cells(row: SearchRow) -> list[str]:

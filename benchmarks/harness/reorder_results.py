@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from harness.results import Environment, Part, Stored
+from harness.results import Environment, Part, Section, Stored
 
 __all__ = ["AssignmentRow", "PanelRow", "ReorderResults", "Search", "SearchRow", "SearchRows"]
 
@@ -85,3 +85,4 @@ class ReorderResults(Stored):
     """Everything, by suite."""
 
     search: Search | None = None
+    tiles: dict[str, Section] = Field(default_factory=dict)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
+from harness.figures import figure_name, points_lost, speed, usable_row
 from harness.reorder_results import ReorderResults, SearchRows
+from harness.results import Section
 from harness.targets import Target, limit
 
 __all__ = ["check_reorder"]
@@ -16,10 +18,25 @@ _CONTROL = 0.02
 _ASSIGNMENT = 1.01
 _SECONDS = {512: 2.0, 4096: 60.0}
 
+# Model, row, most points lost, least speed.
+_AIMS = (
+    ("fashion", "onnxcomp-tiles-half", 1.5, 1.4),
+    ("fashion", "onnxcomp-tiles-half-quant", None, 2.2),
+    ("fashion", "onnxcomp-tiles-half-recover", 0.3, None),
+    ("ppocr_rec", "onnxcomp-tiles-60", 1.0, 1.25),
+    ("minilm", "onnxcomp-tiles-70", 1.0, 1.25),
+)
+# Model, row, and rows that are about as fast, or have the same density.
+_RIVALS = (
+    ("fashion", "onnxcomp-tiles-half", ("onnxcomp-channels-half", "onnxcomp-blocks-half")),
+    ("ppocr_rec", "onnxcomp-tiles-60", ("onnxcomp-channels-34", "onnxcomp-blocks-60")),
+    ("minilm", "onnxcomp-tiles-70", ("onnxcomp-channels-20", "onnxcomp-blocks-70")),
+)
+
 
 def check_reorder(results: ReorderResults) -> list[Target]:
     """Every target, in order."""
-    return [*_search(results.search.found if results.search else SearchRows())]
+    return [*_search(results.search.found if results.search else SearchRows()), *_tiles(results.tiles)]
 
 
 def _search(found: SearchRows) -> Iterator[Target]:
@@ -34,6 +51,27 @@ def _search(found: SearchRows) -> Iterator[Target]:
     for size, bound in _SECONDS.items():
         seconds = _worst([row.seconds for row in found.rows if row.size == size])
         yield limit(f"search of {size}x{size}: seconds, the longest", seconds, "s", bound)
+
+
+def _tiles(sections: dict[str, Section]) -> Iterator[Target]:
+    for name, row, lost, least in _AIMS:
+        section = sections.get(name)
+        found = usable_row(section, row)
+        text = f"{name}, {found.setting if found else row}"
+        if lost is not None:
+            text_lost = f"{text}: points lost of {figure_name(name)}"
+            yield limit(text_lost, points_lost(section, found), "points", lost)
+        if least is not None:
+            yield limit(f"{text}: speed", speed(found), "x", least, least=True)
+    for name, ours, rivals in _RIVALS:
+        section = sections.get(name)
+        own = points_lost(section, usable_row(section, ours))
+        for rival in rivals:
+            other = usable_row(section, rival)
+            against = points_lost(section, other)
+            text = f"{name}: points lost less than with {other.setting if other else rival}"
+            gained = None if own is None or against is None else against - own
+            yield limit(text, gained, "points", 0.0, least=True)
 
 
 def _share(text: str, found: float | None, bound: float) -> Target:

@@ -26,7 +26,7 @@ from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.sparsify import Sparsified, sparsify
 from onnxcomp.runtime.sparsity_plan import LossCurves, loss_curves
 
-__all__ = ["TilePruning", "TilePlan"]
+__all__ = ["TilePlan", "TilePruning"]
 
 Array = np.ndarray[Any, Any]
 
