@@ -55,6 +55,7 @@ class Recover(Pass):
        others by the square of the error (``loss``). Intermediate tensors can be compared as well (``match``).
     2. Mini-batches in random order, Adam, a learning rate that rises and falls once. A tenth of the samples, at most
        1,024, are held out; the weights that are best on those are kept, and where none are better, nothing changes.
+       Where samples are few, mixtures of them (``mix``) keep the model from learning them by heart.
     3. With ``parts``, each part of the network is trained on its own, on what the trained parts before it give, to have
        the original's values at its end (block-wise distillation). That takes the memory of one part.
     4. What earlier passes made stays: zeros of sparse weights are zero, channels that are gone are gone, factors and
@@ -91,6 +92,11 @@ class Recover(Pass):
         description="train the network in so many parts, one after the other, each by what the original has at its "
         "end: less memory, for large models",
     )
+    mix: bool = Field(
+        False,
+        description="train on mixtures of two samples of a step, to which the original answers anew: slower, but few "
+        "samples go further",
+    )
     optimizer: OptimizerName = Field("adam", description="adam, or sgd with Nesterov's momentum")
     patience: int = Field(
         10, ge=1, description="the held-out loss is measured 20 times; so many without a better one end the training"
@@ -104,6 +110,8 @@ class Recover(Pass):
 
     @model_validator(mode="after")
     def _agree(self) -> Recover:
+        if self.mix and self.loss == "ce":
+            raise ValueError("a mixture of samples has no label: give mix or loss='ce', not both")
         if self.parts > 1 and (self.checkpoint is not None or self.match):
             raise ValueError("parts are trained without checkpoint and match; leave those out, or parts")
         return self
@@ -160,6 +168,8 @@ class Recover(Pass):
         data = ctx.require_data().at_random(_MEMORY)
         if ctx.original is None:
             raise PassError("recover needs the original model to learn from; run it through compress or the command")
+        if self.mix and (not data.joins or self.batch == 1):
+            raise PassError("recover: mix needs samples that can be fed together, several in a step; leave it out")
         if self.loss == "ce" and data.labels is None:
             raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
         return Curriculum(trainable.student, ctx.original, data, self.loss, self.match)
@@ -194,6 +204,7 @@ class Recover(Pass):
             rate=self.lr,
             optimizer=self.optimizer,
             patience=self.patience,
+            mix=self.mix,
             seed=[int(part) for part in ctx.rng().integers(0, 2**31, 4)],
         )
         checkpoint = None

@@ -85,7 +85,7 @@ class Reorder(Pass):
     density: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto",
         description="part of the multiply-accumulates of the layers that lose tiles which is left; 1 to drop none; "
-        "auto: as much as zeros of earlier passes say, and in dense layers what adds less than ``error``",
+        "auto: as much as zeros of earlier passes say, and in dense layers what adds less than error",
     )
     panels: Literal[1, 2, 4] | None = Field(
         None, description="panels of outputs, each of which reads channels of its own; by default what is fastest"

@@ -24,7 +24,7 @@ from onnxcomp.runtime.gradients import Gradients
 from onnxcomp.runtime.heads import Head, heads, matched
 from onnxcomp.runtime.lessons import Curriculum
 from onnxcomp.runtime.session import create, run, with_outputs
-from onnxcomp.runtime.targets import Targets
+from onnxcomp.runtime.targets import Targets, _mixed
 from onnxcomp.runtime.traced import trace
 from tests.models import model_of, value
 from tests.quantizing import build
@@ -114,6 +114,39 @@ def test_a_network_that_is_the_original_stays_as_it_is() -> None:
 def test_same_seed_same_bytes() -> None:
     first, second = (recovered(network(0.3), SHORT)[0].serialize() for _ in range(2))
     assert first == second
+
+
+def test_mixtures_lie_between_two_samples_and_the_teacher_answers_to_them() -> None:
+    teacher, data = Model.from_proto(network()), samples(12)
+    shapes = {value.name: (1, *value.shape[1:]) for value in teacher.graph.outputs}
+    targets = Targets(teacher, data, heads(teacher, shapes, "mse"))
+    plain, mixed = (targets.batches(range(8), mixing)[0] for mixing in (None, np.random.default_rng(0)))
+    found = run(create(teacher), mixed.feeds)["y"]
+    np.testing.assert_allclose(mixed.targets["y"], found, rtol=1e-5, atol=1e-5)
+    one, other = plain.feeds["x"].reshape(8, -1), mixed.feeds["x"].reshape(8, -1)
+    for row, mixture in enumerate(other):  # own share and that of one other sample, which add up to 1
+        fits = [np.linalg.lstsq(np.stack([one[row], one[second]], 1), mixture) for second in range(8)]
+        best = min(fits, key=lambda fit: float(fit[1].sum()) if len(fit[1]) else np.inf)[0]
+        assert best.sum() == pytest.approx(1, abs=1e-3) or np.allclose(mixture, one[row], atol=1e-5)
+    again = targets.batches(range(8), np.random.default_rng(0))[0]
+    np.testing.assert_array_equal(again.feeds["x"], mixed.feeds["x"])
+    after = targets.batches(range(8))[0]  # and nothing of it is kept
+    np.testing.assert_allclose(after.targets["y"], run(create(teacher), plain.feeds)["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_mixtures_of_few_samples_help_on_others() -> None:
+    few, errors = samples(16), {}
+    for mix in (False, True):
+        model, _ = recovered(network(0.3), Recover(epochs=150, batch=8, lr=1e-2, mix=mix), few)
+        errors[mix] = error_of(model)
+    assert errors[True] < errors[False] < error_of(Model.from_proto(network(0.3)))
+
+
+def test_integers_are_of_one_of_the_two() -> None:
+    feeds = {"ids": np.arange(12).reshape(6, 2), "scale": np.array(2.0, np.float32)}
+    found = _mixed(feeds, 6, np.random.default_rng(1))
+    assert {tuple(row) for row in found["ids"]} <= {tuple(row) for row in feeds["ids"]}
+    assert found["scale"] == 2.0
 
 
 def test_layers_that_are_named_are_left_alone() -> None:

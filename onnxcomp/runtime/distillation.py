@@ -25,6 +25,7 @@ _OFTEN = 3.0  # norms of the gradient over the usual one are cut down to so much
 _REMEMBERED = 64
 _WORSE = 1.5  # a held-out loss this much over the first one: the rate is too high
 _SLOWER = 0.3
+_MIXING = 1  # tells draws of mixtures from those of orders
 _NOISE = 1e-7  # of a loss: differences below it are rounding
 
 
@@ -39,6 +40,7 @@ class Course:
         optimizer: adam or sgd.
         patience: measurements of the held-out loss without a better one after which it ends.
         seed: of the order of samples.
+        mix: units of a step are mixed with each other.
     """
 
     epochs: int
@@ -47,6 +49,7 @@ class Course:
     optimizer: OptimizerName = "adam"
     patience: int = SECTIONS
     seed: Sequence[int] = (0,)
+    mix: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,8 @@ class _Training:
         """One step, on a mini-batch."""
         losses, gradients = [], []
         parameters = self._variables.parameters(self._values)
-        for batch in self._targets.batches(self._positions(index)):
+        mixing = np.random.default_rng([*self._course.seed, _MIXING, index]) if self._course.mix else None
+        for batch in self._targets.batches(self._positions(index), mixing):
             found = self._gradients.step(parameters, batch.feeds, batch.targets)
             losses.append(found.loss)
             gradients.append(found.gradients)

@@ -32,8 +32,11 @@ _CONSTANT = 1e-9  # of the mean square: less variance is rounding
 class Batches(Protocol):
     """Gives feeds with what the student is to answer."""
 
-    def batches(self, positions: Sequence[int]) -> list[Batch]:
-        """Of these units: one batch where they may be fed together, else one for each."""
+    def batches(self, positions: Sequence[int], mixing: np.random.Generator | None = None) -> list[Batch]:
+        """Of these units: one batch where they may be fed together, else one for each.
+
+        ``mixing`` draws mixtures of units, see ``Targets``.
+        """
 
 
 @dataclass(frozen=True)
@@ -205,9 +208,9 @@ class _Continued:
         self._start = start
         self._inputs = {value.name for value in part.proto().graph.input}
 
-    def batches(self, positions: Sequence[int]) -> list[Batch]:
+    def batches(self, positions: Sequence[int], mixing: np.random.Generator | None = None) -> list[Batch]:
         """See ``Batches``."""
-        return [self._continued(batch) for batch in self._targets.batches(positions)]
+        return [self._continued(batch) for batch in self._targets.batches(positions, mixing)]
 
     def _continued(self, batch: Batch) -> Batch:
         taken = {value.name for value in self._session.get_inputs()}

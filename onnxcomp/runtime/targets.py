@@ -16,6 +16,7 @@ __all__ = ["Batch", "Targets"]
 
 Array = np.ndarray[Any, Any]
 
+_HALF = 0.5
 _KEPT = 512 * 2**20  # bytes of outputs that are kept
 
 
@@ -54,8 +55,15 @@ class Targets:
         self._room = float(_KEPT)
         self._rows: bool | None = None  # whether row i of every answer is of unit i; not known yet
 
-    def batches(self, positions: Sequence[int]) -> list[Batch]:
-        """Of these units: one batch where they may be fed together, else one for each."""
+    def batches(self, positions: Sequence[int], mixing: np.random.Generator | None = None) -> list[Batch]:
+        """Of these units: one batch where they may be fed together, else one for each.
+
+        Args:
+            positions: of the units.
+            mixing: draws, for each unit that is fed together with others, another one and a share of it that is mixed
+                in: the teacher answers to the mixture (Beyer, Zhai, Royer, Markeeva, Anil and Kolesnikov 2022,
+                "Knowledge distillation: a good teacher is patient and consistent", arXiv:2106.05237).
+        """
         ordered = sorted(positions)
         chosen = self._dataset.pick(ordered)
         if not self._dataset.joins:
@@ -65,6 +73,9 @@ class Targets:
             name: value if value.ndim == 0 else np.concatenate([part[name] for part in parts])
             for name, value in parts[0].items()
         }
+        if mixing is not None and len(ordered) > 1:
+            mixed = _mixed(joined, len(ordered), mixing)
+            return [Batch(mixed, self._fresh(mixed))]
         return [self._batch(ordered, joined)]
 
     def _batch(self, units: Sequence[int], feeds: Mapping[str, Array]) -> Batch:
@@ -83,10 +94,15 @@ class Targets:
         if all(unit in self._kept for unit in units):
             rows = [self._kept[unit] for unit in units]
             return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        found = run(self._session, feeds)
-        targets = {head.tensor: head.target(found[head.output]) for head in self._taught}
+        targets = self._fresh(feeds)
         self._keep(units, targets)
         return targets
+
+    def _fresh(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """What the teacher gives now."""
+        assert self._session is not None
+        found = run(self._session, feeds)
+        return {head.tensor: head.target(found[head.output]) for head in self._taught}
 
     def _keep(self, units: Sequence[int], targets: Mapping[str, Array]) -> None:
         if len(units) > 1 and not self._are_rows(units, targets):
@@ -111,3 +127,21 @@ class Targets:
                 len(value) == len(units) and joins([alone[name], value[1:]], value) for name, value in targets.items()
             )
         return self._rows and all(len(value) == len(units) for value in targets.values())
+
+
+def _mixed(feeds: Mapping[str, Array], units: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Every unit with a part of another; integers, which have no values between, are those of the larger part."""
+    other, share = rng.permutation(units), rng.random(units)
+    mixed = {}
+    for name, value in feeds.items():
+        if value.ndim == 0 or len(value) % units:
+            mixed[name] = value
+            continue
+        rows = value.reshape(units, -1)
+        part = share[:, None].astype(np.float32)
+        if value.dtype.kind == "f":
+            found = (rows + part * (rows[other].astype(np.float32) - rows)).astype(value.dtype)
+        else:
+            found = np.where(part > _HALF, rows[other], rows)
+        mixed[name] = found.reshape(value.shape)
+    return mixed
