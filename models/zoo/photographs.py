@@ -1,4 +1,4 @@
-"""Real photographs from Debian wallpaper packages and from the samples of scikit-image."""
+"""Real photographs from Debian packages (wallpapers, samples, cut out things) and from the samples of scikit-image."""
 
 from pathlib import Path
 
@@ -15,6 +15,15 @@ DEBIAN_PHOTOGRAPHS = {
 }
 SCIKIT_IMAGE_SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 LONGEST_SIDE = 1600
+# To train on, beside the photographs of calibration; those that are drawings, diagrams or grey are left out.
+OPENCV_SAMPLES = (
+    *("aero1", "aloeL", "apple", "baboon", "board", "building", "butterfly", "chicky_512", "fruits", "graf1", "home"),
+    *("leuvenA", "licenseplate_motion", "messi5", "orange", "rubberwhale1", "smarties", "squirrel_cls", "starry_night"),
+    "stuff",
+)
+STAMPS = "tuxpaint-stamps-default"  # animals, plants, food, vehicles, tools: photographs without their backgrounds
+DRAWN_STAMPS = ("cartoon", "symbols", "hanukkah", "flags", "roadsigns", "seasonal", "hats")
+STAMPED = 0.65  # of the crops
 
 
 def photographs(packages: Packages) -> tuple[list[Path], list[Path]]:
@@ -25,6 +34,43 @@ def photographs(packages: Packages) -> tuple[list[Path], list[Path]]:
         found = sorted(root.glob(pattern))
         files += [path for path in found if not any(name in str(path) for name in drawings)]
     return files[::3], [path for index, path in enumerate(files) if index % 3]
+
+
+def more_photographs(packages: Packages) -> list[Path]:
+    """Return samples of OpenCV: photographs of other things than wallpapers show."""
+    folder = packages.debian("opencv-doc") / "usr/share/doc/opencv-doc/examples"
+    named = [next(iter(sorted(folder.glob(f"data/{name}.*")))) for name in OPENCV_SAMPLES]
+    return [*named, *sorted(folder.glob("text/scenetext0[1-6].jpg"))]
+
+
+def stamped(crops: np.ndarray, packages: Packages, seed: int) -> np.ndarray:
+    """Return the crops with things of Tux Paint pasted onto most of them, at random sizes and places."""
+    files = sorted(packages.debian(STAMPS).glob("usr/share/tuxpaint/stamps/**/*.png"))
+    stamps = [_cut_out(path) for path in files if not any(name in str(path) for name in DRAWN_STAMPS)]
+    rng, result = np.random.default_rng(seed), crops.copy()
+    for index in np.flatnonzero(rng.random(len(crops)) < STAMPED):
+        result[index] = _pasted(Image.fromarray(crops[index]), stamps[rng.integers(len(stamps))], rng)
+    return result
+
+
+def _cut_out(path: Path) -> Image.Image:
+    image = Image.open(path).convert("RGBA")
+    image = image.crop(image.getchannel("A").getbbox())
+    image.thumbnail((448, 448))
+    return image
+
+
+def _pasted(crop: Image.Image, stamp: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    scale, aspect = crop.width * rng.uniform(0.5, 1.3) / max(stamp.size), np.exp(rng.uniform(-0.15, 0.15))
+    width, height = max(8, round(stamp.width * scale * aspect)), max(8, round(stamp.height * scale / aspect))
+    stamp = stamp.resize((width, height), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    # Up to 15 % of it may lie outside.
+    left = round(rng.random() * (crop.width - 0.7 * width) - 0.15 * width)
+    top = round(rng.random() * (crop.height - 0.7 * height) - 0.15 * height)
+    crop.paste(stamp, (left, top), stamp)
+    return np.asarray(crop)
 
 
 def read_photograph(path: Path) -> Image.Image:
