@@ -33,7 +33,7 @@ class Stage(IntEnum):
     """Where a legal order puts a pass: each stage works on what the earlier ones leave.
 
     FOLD: exact simplification. PRUNE: weights or channels go. FACTORIZE: a weight becomes a product of smaller
-    ones. REORDER: exact permutation. EQUALIZE: exact rescaling. SHARE: weights take few distinct values.
+    ones. REORDER: permutation, and tiles that go. EQUALIZE: exact rescaling. SHARE: weights take few distinct values.
     QUANT: weights and activations take few bits. RECOVER: accuracy is won back.
     """
 
