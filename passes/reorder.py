@@ -10,14 +10,16 @@ import numpy as np
 from pydantic import Field
 
 from onnxcomp.context import Context
+from onnxcomp.files import write_atomic
 from onnxcomp.graph.diagonal import equal_blocks, make_grouped
 from onnxcomp.graph.groups import Group, dependency_groups, select
 from onnxcomp.graph.idle import idle_units, order_without
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.panels import panels_of, read_in_panels
 from onnxcomp.graph.tiling import nonzero, operands_of, salience, untileable
+from onnxcomp.heatmap import HeatMap, drawn
 from onnxcomp.linalg.matching import match_coupled
-from onnxcomp.linalg.tiles import tile_sums
+from onnxcomp.linalg.tiles import fitted_block, tile_sums
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.feeds import synthetic
@@ -35,6 +37,7 @@ Size = Annotated[int, Field(ge=1)]
 # sizes; all sweeps are limited by such a count, not by time, so that every machine finds the same orders.
 _MOST_UNITS = 4096
 _MOST_WORK = 2**26
+_DRAWN = 12  # layers of a picture
 
 
 class Reorder(Pass):
@@ -97,6 +100,10 @@ class Reorder(Pass):
         description="with density='auto', what the tiles dropped may change in the outputs, over their variance",
     )
 
+    picture: str | None = Field(
+        None, pattern=r"(?i)\.svg$", description="SVG file to draw the largest weights in, before and after, with tiles"
+    )
+
     @property
     def keeps_outputs(self) -> bool:
         """See the base class."""
@@ -108,12 +115,16 @@ class Reorder(Pass):
         feeds = synthetic(model, ctx.seed) if ctx.data is None else ctx.data.sample()
         groups = dependency_groups(model, observed(model, feeds))
         notes = _Notes()
+        notes.before = _saliences(model)
         _remove_idle(model, groups, feeds, multiple, notes)
         if _split_diagonal(model, groups, multiple, notes):
             groups = dependency_groups(model, observed(model, feeds))
         notes.stuck = _stuck(groups)
         self._match(model, groups, ctx, notes)
+        notes.after = _saliences(model)
         self._drop(model, groups, feeds, ctx, notes)
+        if self.picture is not None:
+            write_atomic(self.picture, self._drawn(notes).encode())
         for layer in weighted_layers(model):
             self._decide(ctx, layer, groups, notes)
 
@@ -144,6 +155,7 @@ class Reorder(Pass):
         notes.whole = {id(layers[name].node): reason for name, reason in work.reasons.items()}
         if not work.plans:
             return
+        notes.after = _saliences(model)  # what goes is still there, as zeros
         _remove_idle(model, groups, feeds, ctx.target.channel_multiple, notes)
         for name, plan in work.plans.items():
             layer = layers[name]
@@ -153,11 +165,22 @@ class Reorder(Pass):
         timed = ctx.timings.compare("tiles dropped", before, model, feeds, ctx.target.threads or 1)
         if timed is not None and timed.ratio < PAYS and self.density == "auto":
             state.restore()
+            notes.after = _saliences(model)
             slow = f"without the tiles that could go, the model would run {timed.ratio:.2f} times as fast"
             notes.whole |= {id(layers[name].node): slow for name in work.plans}
             return
         for name, plan in work.plans.items():
             notes.tiled[id(layers[name].node)] = _told(plan, work.errors[name].error)
+
+    def _drawn(self, notes: _Notes) -> str:
+        """The largest layers, before and after."""
+        names = sorted(notes.before.keys() & notes.after.keys(), key=lambda name: (-notes.before[name].size, name))
+        return drawn(
+            [
+                HeatMap(name, notes.before[name], notes.after[name], fitted_block(notes.after[name].shape, self.block))
+                for name in names[:_DRAWN]
+            ]
+        )
 
     def _match(self, model: Model, groups: Sequence[Group], ctx: Context, notes: _Notes) -> None:
         """Give every group that gains by it another order."""
@@ -221,6 +244,7 @@ class _Notes:
         stuck: by the ids of groups, why they keep their orders whatever there is to gain.
         tiled: how layers lost tiles.
         whole: why layers lost none.
+        before, after: saliences of layers, by name.
     """
 
     done: dict[int, list[str]] = field(default_factory=dict)
@@ -230,6 +254,12 @@ class _Notes:
     stuck: dict[int, str] = field(default_factory=dict)
     tiled: dict[int, str] = field(default_factory=dict)
     whole: dict[int, str] = field(default_factory=dict)
+    before: dict[str, Array] = field(default_factory=dict)
+    after: dict[str, Array] = field(default_factory=dict)
+
+
+def _saliences(model: Model) -> dict[str, Array]:
+    return {layer.name: salience(layer) for layer in weighted_layers(model) if untileable(layer) is None}
 
 
 def _told(plan: TilePlan, error: float) -> str:
