@@ -208,6 +208,29 @@ def test_zeros_of_earlier_passes_say_how_much_goes() -> None:
     assert decisions["outer"][1].startswith("reads 16 of 32 channels")
 
 
+def test_inputs_of_a_flattened_channel_are_gathered() -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("w0", (16, 3, 3, 3)), ("w1", (16 * 16, 10)))
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "first", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["c"]),
+        helper.make_node("Gemm", ["c", "w1"], ["y"], "last"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", ["n", 3, 8, 8]), ("y", ["n", 10]))
+    ]
+    graph = helper.make_graph(nodes, "flat", ends[:1], ends[1:], weights)
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    data = Dataset.from_arrays({"x": rng.standard_normal((200, 3, 8, 8)).astype(np.float32)}, model=model)
+    assert apply(model, data, density=0.5)["last"][0] == "tiled"
+    assert {layer.name: layer.shape for layer in weighted_layers(model)}["last"] == (128, 10)
+    assert any(node.op == "Gather" for node in model.graph.nodes)
+
+
 def test_panels_are_grouped_convolutions() -> None:
     model, data = residual()
     decisions = apply(model, data, density=0.5, panels=2)

@@ -277,8 +277,9 @@ def _sole_readers(groups: Sequence[Group]) -> dict[str, WeightedLayer]:
         readers = [slot for slot in group.slots if slot.role == "in"]
         if group.pinned or group.kept or len(readers) != 1:
             continue
-        reader = readers[0].layer
-        if reader is not None and reader.shape[reader.in_axis] == readers[0].positions.size:
+        reader, positions = readers[0].layer, readers[0].positions
+        # Of a channel that a Flatten spread over several inputs, only all of those together can go.
+        if reader is not None and positions.shape == (reader.shape[reader.in_axis], 1):
             writers = [slot.layer for slot in group.slots if slot.role == "out" and slot.layer is not None]
             found.update((writer.name, reader) for writer in writers)
     return found
