@@ -146,8 +146,8 @@ class Reorder(Pass):
         if self.density == 1 or (self.density == "auto" and ctx.data is None):
             return
         layers = {layer.name: layer for layer in weighted_layers(model)}
-        shapes, before, state = observed(model, feeds), model.copy(), model.checkpoint()
-        times = PanelTimes(shapes, ctx.timings, ctx.target.threads or 1)
+        before, state = model.copy(), model.checkpoint()
+        times = PanelTimes(observed(model, feeds), ctx.timings, ctx.target.threads or 1)
         work = TilePruning(
             model, groups, ctx.require_data(), times, ctx.target.channel_multiple, self.panels, ctx.progress
         )
@@ -156,21 +156,40 @@ class Reorder(Pass):
         if not work.plans:
             return
         notes.after = _saliences(model)  # what goes is still there, as zeros
-        _remove_idle(model, groups, feeds, ctx.target.channel_multiple, notes)
-        for name, plan in work.plans.items():
-            layer = layers[name]
-            panels = None if plan.alone else panels_of(layer, plan.panels)
-            if panels is not None:
-                read_in_panels(model, layer, panels, len(shapes[layer.node.inputs[0].name]))
+        done = {key: list(told) for key, told in notes.done.items()}
+        self._make_smaller(model, layers, work.plans, feeds, ctx.target.channel_multiple, notes)
         timed = ctx.timings.compare("tiles dropped", before, model, feeds, ctx.target.threads or 1)
         if timed is not None and timed.ratio < PAYS and self.density == "auto":
             state.restore()
-            notes.after = _saliences(model)
+            notes.after, notes.done = _saliences(model), done
             slow = f"without the tiles that could go, the model would run {timed.ratio:.2f} times as fast"
             notes.whole |= {id(layers[name].node): slow for name in work.plans}
             return
         for name, plan in work.plans.items():
             notes.tiled[id(layers[name].node)] = _told(plan, work.errors[name].error)
+
+    def _make_smaller(
+        self,
+        model: Model,
+        layers: Mapping[str, WeightedLayer],
+        plans: Mapping[str, TilePlan],
+        feeds: Mapping[str, Array],
+        multiple: int,
+        notes: _Notes,
+    ) -> None:
+        """Let layers read what is not zero alone, and remove the channels that no one reads any more."""
+
+        def read(several: bool) -> None:
+            for name, plan in plans.items():
+                wanted = (plan.panels > 1) == several and not plan.alone
+                if wanted and (panels := panels_of(layers[name], plan.panels)) is not None:
+                    read_in_panels(model, layers[name], panels, len(shapes[layers[name].node.inputs[0].name]))
+
+        shapes = observed(model, feeds)
+        read(several=True)  # before outputs go: there would be no equal panels of them any more
+        # The groups anew: fitting has given biases to layers that had none.
+        _remove_idle(model, dependency_groups(model, observed(model, feeds)), feeds, multiple, notes)
+        read(several=False)
 
     def _drawn(self, notes: _Notes) -> str:
         """The largest layers, before and after."""

@@ -26,7 +26,7 @@ from onnxcomp.runtime import session
 from onnxcomp.runtime.panel_times import PanelTimes
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
-from onnxcomp.runtime.timings import TimingTable
+from onnxcomp.runtime.timings import TimedComparison, TimingTable
 from tests.zoo import zoo_model
 
 Array = np.ndarray[Any, Any]
@@ -180,6 +180,32 @@ def test_half_of_the_operations_are_left_and_repeated_channels_cost_nothing() ->
     assert noise < 0.02
     shapes = {layer.name: layer.shape for layer in weighted_layers(model)}
     assert shapes["outer"][1] == shapes["inner"][0] < 32  # what it alone read is gone
+
+
+@pytest.mark.parametrize("options", [{"density": 0.3}, {"density": 0.01}, {"density": 0.3, "panels": 4}, {"panels": 2}])
+def test_layers_without_bias_get_one_that_fits(options: dict[str, Any]) -> None:
+    model, data = residual()
+    decisions = apply(model, data, **options)
+    assert np.isfinite(outputs(model, data)).all()
+    assert any(action == "tiled" for action, _ in decisions.values())
+    for layer in weighted_layers(model):
+        assert layer.bias is None or layer.bias.shape == (layer.shape[0],)
+
+
+def test_what_makes_the_model_no_faster_is_undone() -> None:
+    class Slow(TimingTable):
+        def compare(self, *_: Any) -> Any:
+            return TimedComparison("", "", 0.9, 0.9, 0.9, 1.0, 1.1)
+
+    model, data = residual()
+    expected, before = outputs(model, data), {layer.name: layer.shape for layer in weighted_layers(model)}
+    context = Context(target=TARGET, data=data, scope="reorder", timings=Slow())
+    Reorder().run(model, context)
+    np.testing.assert_allclose(outputs(model, data), expected, atol=1e-4)
+    assert {layer.name: layer.shape for layer in weighted_layers(model)} == before
+    told = {decision.layer: decision.reason for decision in context.decisions}
+    assert not any("lost" in reason for reason in told.values())
+    assert "0.90 times as fast" in told["outer"]
 
 
 def test_density_1_is_exact_and_auto_stays_within_its_error() -> None:

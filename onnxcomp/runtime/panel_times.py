@@ -21,6 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _SECONDS = 0.15  # of timed runs of a pair
 _NARROW = 16  # channels of what stands before and behind
+_ATTRIBUTES = ("kernel_shape", "strides", "pads", "dilations", "auto_pad", "transA", "transB", "alpha")
 _LEAST = 0.02  # of the layer's time: what is less is noise
 
 
@@ -44,10 +45,11 @@ class PanelTimes:
     def ratio(self, layer: WeightedLayer, panels: int, channels: int, outputs: int) -> float | None:
         """The layer's time over that of so many panels, each reading so many channels, both with so many outputs.
 
-        None where it is not known and may not be measured, or where the shape of the layer's input is not known.
+        None where it is not known and may not be measured, where the shape of the layer's input is not known, or where
+        it does not compute in float32.
         """
         shape = self._shapes.get(layer.node.inputs[0].name)
-        if shape is None or layer.weight_index != 1:
+        if shape is None or layer.weight_index != 1 or layer.array().dtype != np.float32:
             return None
         piece = _Piece(layer, shape, outputs)
         whole, feeds = piece.model(), {"x": _values(piece.fed)}
@@ -84,7 +86,7 @@ class _Piece:
         value = self._before(build)
         weight = list(layer.shape)
         weight[layer.out_axis] = self._outputs
-        attributes = dict(layer.node.attrs)
+        attributes = {name: value for name, value in layer.node.attrs.items() if name in _ATTRIBUTES}
         if channels is not None:
             chosen = [np.sort((np.arange(channels) * 7 + start) % self._inputs) for start in range(panels)]
             value = build.node("Gather", [value, build.constant(np.concatenate(chosen))], axis=self._axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,9 +69,9 @@ class LossCurves:
         found = equal_marginal_shares(losses, grid, sizes, sparsity * float(sizes.sum()))
         return dict(zip(self.curves, found.tolist(), strict=True))
 
-    def error(self, shares: Mapping[str, float]) -> float:
-        """Relative error of the model's outputs to expect; errors of layers are taken to add up."""
-        return sum(self._reach(name) * _loss(share, self.curves[name]) for name, share in shares.items())
+    def loss(self, name: str, share: float) -> float:
+        """Relative error of the model's outputs to expect of one layer; those of several are taken to add up."""
+        return self._reach(name) * _loss(share, self.curves[name])
 
     def measured_in(self, sizes: Mapping[str, float]) -> LossCurves:
         """The same, with shares of these sizes."""
@@ -82,8 +83,11 @@ class LossCurves:
         return replace(self, curves=curves)
 
     def _reach(self, name: str) -> float:
-        usual = float(np.median([reach for reach in self.reaches.values() if reach > 0] or [1.0]))
-        return max(self.reaches[name], _LEAST_REACH * usual)
+        return max(self.reaches[name], _LEAST_REACH * self._usual_reach)
+
+    @cached_property
+    def _usual_reach(self) -> float:
+        return float(np.median([reach for reach in self.reaches.values() if reach > 0] or [1.0]))
 
 
 def loss_curves(

@@ -130,7 +130,7 @@ class Targets:
 
 
 def _mixed(feeds: Mapping[str, Array], units: int, rng: np.random.Generator) -> dict[str, Array]:
-    """Every unit with a part of another; integers, which have no values between, are those of the larger part."""
+    """Every unit with a part of another; what has no values between (integers, infinities) is of the larger part."""
     other, share = rng.permutation(units), rng.random(units)
     mixed = {}
     for name, value in feeds.items():
@@ -139,7 +139,7 @@ def _mixed(feeds: Mapping[str, Array], units: int, rng: np.random.Generator) -> 
             continue
         rows = value.reshape(units, -1)
         part = share[:, None].astype(np.float32)
-        if value.dtype.kind == "f":
+        if value.dtype.kind == "f" and np.isfinite(value).all():
             found = (rows + part * (rows[other].astype(np.float32) - rows)).astype(value.dtype)
         else:
             found = np.where(part > _HALF, rows[other], rows)

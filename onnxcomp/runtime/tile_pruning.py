@@ -36,6 +36,9 @@ _USUAL = 0.5  # density at which forms are timed before it is known
 _STAGES = 12
 _MACS, _PROBE_MACS = 2e11, 1e10
 _BISECTIONS = 12
+_LEAST = 1e-12
+_NOT_FINITE = "what it reads is not finite on the calibration data"
+_WORTH = "its channels are worth more than they cost"
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class TilePruning:
     reasons: dict[str, str] = field(default_factory=dict)
     _macs: dict[str, float] = field(default_factory=dict)
     _readers: dict[str, WeightedLayer] = field(default_factory=dict)
+    _narrowing: dict[str, WeightedLayer] = field(default_factory=dict)
 
     def run(self, layers: Sequence[WeightedLayer], density: float | None, error: float) -> None:
         """Drop tiles of these layers.
@@ -104,6 +108,9 @@ class TilePruning:
         self._readers = _sole_readers(self.groups)
         counts = {layer: self._count(layer, density or _USUAL) for layer in self._candidates(layers)}
         chosen = {layer: count for layer, count in counts.items() if count is not None}
+        # What only panels read in several parts is read by one or the other, so it stays.
+        several = {layer.name for layer, count in chosen.items() if count > 1}
+        self._narrowing = {name: reader for name, reader in self._readers.items() if reader.name not in several}
         samples = affordable(self.model, shapes, self.dataset, _MACS)
         probe = affordable(self.model, shapes, self.dataset, _PROBE_MACS, 64)
 
@@ -113,7 +120,7 @@ class TilePruning:
         curves = loss_curves(self.model, list(chosen), pattern, samples, probe, self.progress)
         for layer in chosen:
             if layer.name not in curves.curves:
-                self.reasons[layer.name] = "what it reads is not finite on the calibration data"
+                self.reasons[layer.name] = _NOT_FINITE
         savings = {layer.name: self._saving(layer, count) for layer, count in chosen.items()}
         self._settle(chosen, curves.measured_in(savings), density, error)
         patterns = {
@@ -122,6 +129,9 @@ class TilePruning:
             if layer.name in self.plans
         }
         self.errors = sparsify(self.model, patterns, "obs", samples, _STAGES, self.progress, fill=True)
+        for name in [name for name in self.plans if name not in self.errors]:
+            del self.plans[name]
+            self.reasons[name] = _NOT_FINITE
 
     def _candidates(self, layers: Sequence[WeightedLayer]) -> Iterator[WeightedLayer]:
         for layer in layers:
@@ -171,7 +181,7 @@ class TilePruning:
         With a channel that a layer alone reads, its computation goes too; a Gather takes off from what is saved.
         """
         writers = [name for name, reader in self._readers.items() if reader.node is layer.node]
-        if writers:
+        if writers and count == 1:
             return self._macs[layer.name] + sum(self._macs.get(name, 0.0) for name in writers)
         channels = self._channels(layer, 1.0 - _USUAL)
         ratio = self.times.ratio(layer, count, channels, layer.shape[layer.out_axis])
@@ -189,11 +199,9 @@ class TilePruning:
             self.plans = {}
             slow = set()
             for layer, count in chosen.items():
-                if (channels := left.get(layer.name)) is None:
-                    continue
                 inputs = layer.shape[layer.in_axis]
-                if channels == inputs:
-                    self.reasons[layer.name] = "its channels are worth more than they cost"
+                if (channels := left.get(layer.name, inputs)) == inputs:
+                    self.reasons.setdefault(layer.name, _WORTH)
                     continue
                 single = count == 1 and self._reads_alone(layer)
                 ratio = None if single else self.times.ratio(layer, count, channels, self._outputs(layer, left))
@@ -207,7 +215,7 @@ class TilePruning:
 
     def _outputs(self, layer: WeightedLayer, left: Mapping[str, int]) -> int:
         """How many outputs a layer has when all layers read so many channels."""
-        reader = self._readers.get(layer.name)
+        reader = self._narrowing.get(layer.name)
         if reader is None or reader.shape[reader.in_axis] != layer.shape[layer.out_axis]:
             return layer.shape[layer.out_axis]
         return left.get(reader.name, layer.shape[layer.out_axis])
@@ -229,17 +237,21 @@ class TilePruning:
         """
         shares = {layer.name: 0.0 for layer in layers if layer.name in curves.curves}
         steps = {layer.name: self.multiple / layer.shape[layer.in_axis] for layer in layers}
-        while True:
-            options = []
-            for name, share in shares.items():
-                more = shares | {name: share + steps[name]}
-                if more[name] < 1.0 - steps[name] / 2 and (total := curves.error(more)) <= error:
-                    saved = curves.sizes[name] * steps[name]
-                    options.append(((total - curves.error(shares)) / max(saved, 1e-12), name))
-            if not options:
-                return {name: share for name, share in shares.items() if share > 0.0}
-            name = min(options)[1]
+
+        def next_loss(name: str) -> float:
+            more = shares[name] + steps[name]
+            return (
+                curves.loss(name, more) - curves.loss(name, shares[name]) if more < 1.0 - steps[name] / 2 else math.inf
+            )
+
+        losses, total = {name: next_loss(name) for name in shares}, 0.0
+        while open_to_it := [name for name, loss in losses.items() if total + loss <= error]:
+            saved = {name: curves.sizes[name] * steps[name] for name in open_to_it}
+            name = min(open_to_it, key=lambda name: (losses[name] / max(saved[name], _LEAST), name))
+            total += losses[name]
             shares[name] += steps[name]
+            losses[name] = next_loss(name)
+        return {name: share for name, share in shares.items() if share > 0.0}
 
     def _density(self, chosen: Mapping[WeightedLayer, int], shares: Mapping[str, float]) -> float:
         """The part of the layers' operations that is left."""
