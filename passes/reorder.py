@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from onnxcomp.context import Context
+from onnxcomp.errors import PassError
 from onnxcomp.files import write_atomic
 from onnxcomp.graph.diagonal import equal_blocks, make_grouped
 from onnxcomp.graph.groups import Group, dependency_groups, select
@@ -101,7 +102,7 @@ class Reorder(Pass):
     )
 
     picture: str | None = Field(
-        None, pattern=r"(?i)\.svg$", description="SVG file to draw the largest weights in, before and after, with tiles"
+        None, description="SVG file to draw the largest weights in, before and after, with tiles"
     )
 
     @property
@@ -110,7 +111,14 @@ class Reorder(Pass):
         return self.density == 1
 
     def run(self, model: Model, ctx: Context) -> None:
-        """Reorder the model in place; see the class."""
+        """Reorder the model in place; see the class.
+
+        Raises:
+            InputError: the model does not run on the calibration data, or the picture cannot be written.
+            PassError: a density needs calibration data, and there is none; or the picture is to be no SVG file.
+        """
+        if self.picture is not None and not self.picture.lower().endswith(".svg"):
+            raise PassError(f"reorder: option picture={self.picture!r} names no SVG file; let its name end in .svg")
         multiple = ctx.target.channel_multiple
         feeds = synthetic(model, ctx.seed) if ctx.data is None else ctx.data.sample()
         groups = dependency_groups(model, observed(model, feeds))

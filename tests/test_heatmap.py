@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from onnxcomp import compress
-from onnxcomp.errors import InputError, UsageError
+from onnxcomp.errors import InputError
 from onnxcomp.heatmap import HeatMap, drawn
 from onnxcomp.passes.reorder import Reorder
 from onnxcomp.pipeline import Pipeline
@@ -68,9 +68,9 @@ def test_the_pass_draws_what_it_did(tmp_path: Path) -> None:
 
 
 def test_a_picture_is_an_svg_file_in_a_folder_that_exists(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="picture"):
-        Reorder.with_options({"picture": "tiles.png"})
     model, data = residual()
+    result = compress(model, Pipeline([Reorder(picture="tiles.png")]), data=data)
+    assert "names no SVG file" in str(result.report.passes[-1].verification.error)
     missing = tmp_path / "none" / "tiles.svg"
     with pytest.raises(InputError, match="does not exist"):
         compress(model, Pipeline([Reorder(picture=str(missing), density=1)]), data=data)
