@@ -58,7 +58,7 @@ def main() -> int:
     results = ReorderResults.read(stored)
     if not options.render:
         models_asked(parser, options.models)
-        with started(options, "reorder.py") as bench:
+        with started(options, "reorder.py", weights=True) as bench:
             for suite in options.suites:
                 models = models_asked(parser, [name for name in MODELS[suite] if name in options.models])
                 SUITES[suite](bench, models, options.entries, results)

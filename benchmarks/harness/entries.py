@@ -197,6 +197,11 @@ RECOVERY = _named(
     ]
 )
 
+
+def _trained(entry: Entry) -> Entry:
+    return replace(entry, training=True, setting=f"{entry.setting}, on the samples to train on")
+
+
 _RESIDUAL, _RECOGNISER = ("fashion",), ("ppocr_rec",)
 TILES = _named(
     [
@@ -205,8 +210,8 @@ TILES = _named(
         _onnxcomp("onnxcomp-channels-half", "prune(flops=0.48)", _RESIDUAL),
         _onnxcomp("onnxcomp-blocks-half", 'prune(granularity="block(8,8)", sparsity=0.5)', _RESIDUAL),
         _onnxcomp("onnxcomp-tiles-half-quant", "reorder(density=0.5),quant", _RESIDUAL),
-        replace(_onnxcomp("onnxcomp-tiles-half-trained", "reorder(density=0.5)", _RESIDUAL), training=True),
-        replace(_onnxcomp("onnxcomp-tiles-half-recover", "reorder(density=0.5),recover", _RESIDUAL), training=True),
+        _trained(_onnxcomp("onnxcomp-tiles-half-trained", "reorder(density=0.5)", _RESIDUAL)),
+        _trained(_onnxcomp("onnxcomp-tiles-half-recover", "reorder(density=0.5),recover", _RESIDUAL)),
         _onnxcomp("onnxcomp-tiles-60", "reorder(density=0.6)", _RECOGNISER),
         _onnxcomp("onnxcomp-channels-34", "prune(flops=0.34)", _RECOGNISER),
         _onnxcomp("onnxcomp-blocks-60", 'prune(granularity="block(8,8)", sparsity=0.4)', _RECOGNISER),
