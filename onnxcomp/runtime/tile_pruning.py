@@ -108,6 +108,8 @@ class TilePruning:
         self._readers = _sole_readers(self.groups)
         counts = {layer: self._count(layer, density or _USUAL) for layer in self._candidates(layers)}
         chosen = {layer: count for layer, count in counts.items() if count is not None}
+        if not chosen:
+            return
         # What only panels read in several parts is read by one or the other, so it stays.
         several = {layer.name for layer, count in chosen.items() if count > 1}
         self._narrowing = {name: reader for name, reader in self._readers.items() if reader.name not in several}
