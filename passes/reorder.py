@@ -123,13 +123,13 @@ class Reorder(Pass):
         feeds = synthetic(model, ctx.seed) if ctx.data is None else ctx.data.sample()
         groups = dependency_groups(model, observed(model, feeds))
         notes = _Notes()
-        notes.before = _saliences(model)
+        notes.before = self._seen(model)
         _remove_idle(model, groups, feeds, multiple, notes)
         if _split_diagonal(model, groups, multiple, notes):
             groups = dependency_groups(model, observed(model, feeds))
         notes.stuck = _stuck(groups)
         self._match(model, groups, ctx, notes)
-        notes.after = _saliences(model)
+        notes.after = self._seen(model)
         self._drop(model, groups, feeds, ctx, notes)
         if self.picture is not None:
             write_atomic(self.picture, self._drawn(notes).encode())
@@ -163,13 +163,13 @@ class Reorder(Pass):
         notes.whole = {id(layers[name].node): reason for name, reason in work.reasons.items()}
         if not work.plans:
             return
-        notes.after = _saliences(model)  # what goes is still there, as zeros
+        notes.after = self._seen(model)  # what goes is still there, as zeros
         done = {key: list(told) for key, told in notes.done.items()}
         self._make_smaller(model, layers, work.plans, feeds, ctx.target.channel_multiple, notes)
         timed = ctx.timings.compare("tiles dropped", before, model, feeds, ctx.target.threads or 1)
         if timed is not None and timed.ratio < PAYS and self.density == "auto":
             state.restore()
-            notes.after, notes.done = _saliences(model), done
+            notes.after, notes.done = self._seen(model), done
             slow = f"without the tiles that could go, the model would run {timed.ratio:.2f} times as fast"
             notes.whole |= {id(layers[name].node): slow for name in work.plans}
             return
@@ -198,6 +198,12 @@ class Reorder(Pass):
         # The groups anew: fitting has given biases to layers that had none.
         _remove_idle(model, dependency_groups(model, observed(model, feeds)), feeds, multiple, notes)
         read(several=False)
+
+    def _seen(self, model: Model) -> dict[str, Array]:
+        """Saliences of the layers by name, where they are to be drawn."""
+        if self.picture is None:
+            return {}
+        return {layer.name: salience(layer) for layer in weighted_layers(model) if untileable(layer) is None}
 
     def _drawn(self, notes: _Notes) -> str:
         """The largest layers, before and after."""
@@ -283,10 +289,6 @@ class _Notes:
     whole: dict[int, str] = field(default_factory=dict)
     before: dict[str, Array] = field(default_factory=dict)
     after: dict[str, Array] = field(default_factory=dict)
-
-
-def _saliences(model: Model) -> dict[str, Array]:
-    return {layer.name: salience(layer) for layer in weighted_layers(model) if untileable(layer) is None}
 
 
 def _told(plan: TilePlan, error: float) -> str:

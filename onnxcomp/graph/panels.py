@@ -26,7 +26,7 @@ _SLICE_BY_INPUTS = 10  # the opset since which Slice takes its bounds as inputs
 
 def channel_axis(layer: WeightedLayer, rank: int) -> int:
     """The axis of the layer's input, of so many axes, along which its channels lie."""
-    if layer.kind == "Conv":
+    if layer.kind in ("Conv", "ConvTranspose"):
         return 1
     return 0 if layer.kind == "Gemm" and layer.node.attrs.get("transA", 0) else rank - 1
 

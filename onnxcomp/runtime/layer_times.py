@@ -11,11 +11,12 @@ from onnx import helper, numpy_helper
 
 from onnxcomp.graph.budget import Price, Prices
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
+from onnxcomp.graph.panels import channel_axis
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.timings import TimingTable
 
-__all__ = ["layer_times"]
+__all__ = ["layer_times", "ordinary_values"]
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -47,7 +48,7 @@ def layer_times(
     alone = [form for layer in every if (form := _Form.of(layer, shapes)) is not None]
     for form in progress(alone, "timing layers", len(alone)):
         half = form.halved()
-        feeds = {"x": _values(form.x, form.dtype), "h": _values(half.x, form.dtype)}
+        feeds = {"x": ordinary_values(form.x, form.dtype), "h": ordinary_values(half.x, form.dtype)}
         what = f"{form.layer.name} with half of its channels"
         timed = timings.compare(what, form.model("x", half.x), half.model("h", form.x), feeds, threads, SECONDS)
         if timed is None:
@@ -88,7 +89,7 @@ class _Form:
         layer, weight, x = self.layer, list(self.weight), list(self.x)
         depthwise = self.groups > 1 and weight[1] == 1
         axes = [0] if depthwise else [layer.out_axis, layer.in_axis]
-        channels = 1 if layer.kind in ("Conv", "ConvTranspose") else _input_axis(layer, len(x))
+        channels = channel_axis(layer, len(x))
         if any(weight[axis] % (2 * (1 if depthwise else self.groups)) for axis in axes) or x[channels] % 2:
             return self
         for axis in axes:
@@ -110,17 +111,13 @@ class _Form:
             "layer",
             [helper.make_tensor_value_info(each, kind, shape) for each, shape in sorted(inputs)],
             [helper.make_tensor_value_info("y", kind, None)],
-            [numpy_helper.from_array(_values(self.weight, self.dtype), "w")],
+            [numpy_helper.from_array(ordinary_values(self.weight, self.dtype), "w")],
         )
         opset = helper.make_opsetid("", 17)
         return Model.from_proto(helper.make_model(graph, opset_imports=[opset], ir_version=8))
 
 
-def _input_axis(layer: WeightedLayer, rank: int) -> int:
-    return 0 if layer.kind == "Gemm" and layer.node.attrs.get("transA", 0) else rank - 1
-
-
-def _values(shape: Sequence[int], dtype: Any) -> Array:
+def ordinary_values(shape: Sequence[int], dtype: Any) -> Array:
     """Of ordinary size: time depends on shapes, but zeros and subnormal numbers may be faster or slower."""
     values: Array = np.resize(np.linspace(-1.0, 1.0, 127), shape).astype(dtype)
     return values

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.graph.panels import channel_axis
 from onnxcomp.model import Model
+from onnxcomp.runtime.layer_times import ordinary_values
 from onnxcomp.runtime.timings import TimingTable
 
 __all__ = ["PanelTimes"]
@@ -52,7 +53,7 @@ class PanelTimes:
         if shape is None or layer.weight_index != 1 or layer.array().dtype != np.float32:
             return None
         piece = _Piece(layer, shape, outputs)
-        whole, feeds = piece.model(), {"x": _values(piece.fed)}
+        whole, feeds = piece.model(), {"x": ordinary_values(piece.fed, np.float32)}
         alone = self._timings.compare(layer.name, whole, piece.empty(), feeds, self._threads, _SECONDS)
         what = f"{layer.name} in {panels} panels of {channels} channels"
         smaller = self._timings.compare(what, whole, piece.model(panels, channels), feeds, self._threads, _SECONDS)
@@ -93,7 +94,7 @@ class _Piece:
             weight[layer.in_axis] = channels
             if layer.kind == "Conv":
                 attributes["group"] = panels
-        value = build.node(layer.node.op, [value, build.constant(_values(weight))], **attributes)
+        value = build.node(layer.node.op, [value, build.constant(ordinary_values(weight, np.float32))], **attributes)
         return build.model(self._after(build, value, self._outputs), self.fed)
 
     def _before(self, build: _Builder) -> str:
@@ -119,7 +120,7 @@ class _Builder:
         return str(self._constants[-1].name)
 
     def values(self, *shape: int) -> str:
-        return self.constant(_values(shape))
+        return self.constant(ordinary_values(shape, np.float32))
 
     def node(self, op: str, inputs: list[str], **attributes: Any) -> str:
         self._nodes.append(helper.make_node(op, inputs, [f"v{len(self._nodes)}"], **attributes))
@@ -131,9 +132,3 @@ class _Builder:
         graph = helper.make_graph(self._nodes, "piece", inputs, outputs, self._constants)
         opset = helper.make_opsetid("", 17)
         return Model.from_proto(helper.make_model(graph, opset_imports=[opset], ir_version=8))
-
-
-def _values(shape: Sequence[int]) -> Array:
-    """Of ordinary size: time depends on shapes, but zeros and subnormal numbers may be faster or slower."""
-    values: Array = np.resize(np.linspace(-1.0, 1.0, 127), shape).astype(np.float32)
-    return values
