@@ -28,6 +28,7 @@ from onnxcomp.runtime.panel_times import PanelTimes
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
 from onnxcomp.runtime.tile_pruning import PAYS, TilePlan, TilePruning
+from onnxcomp.tile_index import tile_index
 
 __all__ = ["Reorder"]
 
@@ -104,6 +105,9 @@ class Reorder(Pass):
     picture: str | None = Field(
         None, description="SVG file to draw the largest weights in, before and after, with tiles"
     )
+    tiles: str | None = Field(
+        None, description="JSON file to list the tiles in that are not zero, for block-sparse kernels elsewhere"
+    )
 
     @property
     def keeps_outputs(self) -> bool:
@@ -114,11 +118,11 @@ class Reorder(Pass):
         """Reorder the model in place; see the class.
 
         Raises:
-            InputError: the model does not run on the calibration data, or the picture cannot be written.
-            PassError: a density needs calibration data, and there is none; or the picture is to be no SVG file.
+            InputError: the model does not run on the calibration data, or a file cannot be written.
+            PassError: a density needs calibration data, and there is none; or a file's name has the wrong ending.
         """
-        if self.picture is not None and not self.picture.lower().endswith(".svg"):
-            raise PassError(f"reorder: option picture={self.picture!r} names no SVG file; let its name end in .svg")
+        _check_kind("picture", self.picture, "SVG")
+        _check_kind("tiles", self.tiles, "JSON")
         multiple = ctx.target.channel_multiple
         feeds = synthetic(model, ctx.seed) if ctx.data is None else ctx.data.sample()
         groups = dependency_groups(model, observed(model, feeds))
@@ -133,6 +137,9 @@ class Reorder(Pass):
         self._drop(model, groups, feeds, ctx, notes)
         if self.picture is not None:
             write_atomic(self.picture, self._drawn(notes).encode())
+        if self.tiles is not None:
+            tileable = [layer for layer in weighted_layers(model) if untileable(layer) is None]
+            write_atomic(self.tiles, tile_index(tileable, self.block).encode())
         for layer in weighted_layers(model):
             self._decide(ctx, layer, groups, notes)
 
@@ -224,16 +231,20 @@ class Reorder(Pass):
         work = self.starts * sum(size**2 for size in sizes)
         sweeps = max(1, min(self.iterations, _MOST_WORK // max(work, 1)))
         found = match_coupled(operands, sizes, self.rate, ctx.rng(), self.starts, sweeps, self.least_gain, ctx.progress)
-        for group, order in zip(free, found.orders, strict=True):
-            if not np.array_equal(order, np.arange(group.size)):
-                select(group, order)
-                notes.moved.add(id(group))
-        shares = zip(found.before, found.after, strict=True)
-        for layer, operand, (before, after) in zip(tiled, operands, shares, strict=True):
-            empty = int(np.count_nonzero(tile_sums(salience(layer), operand.block) == 0))
+        empty = [_empty_tiles(layer, operand.block) for layer, operand in zip(tiled, operands, strict=True)]
+        orders, shares = found.orders, found.after
+        _put(free, orders)
+        now = [_empty_tiles(layer, operand.block) for layer, operand in zip(tiled, operands, strict=True)]
+        if sum(now) < sum(empty):  # tiles that are zero already are worth more than small ones
+            _put(free, [np.argsort(order) for order in orders])
+            orders, shares, now = tuple(np.arange(len(order)) for order in orders), found.before, empty
+        moved = zip(free, orders, strict=True)
+        notes.moved |= {id(group) for group, order in moved if not np.array_equal(order, np.arange(group.size))}
+        for layer, operand, before, after, left in zip(tiled, operands, found.before, shares, now, strict=True):
+            rate = self.rate if operand.rate is None else operand.rate
             notes.results[id(layer.node)] = (
-                f"salience in the {self.rate:.0%} cheapest {operand.block[0]}x{operand.block[1]} tiles "
-                f"{before:.3f} -> {after:.3f}, {empty} all-zero tiles"
+                f"salience in the {rate:.0%} cheapest {operand.block[0]}x{operand.block[1]} tiles "
+                f"{before:.3f} -> {after:.3f}, {left} all-zero tiles"
             )
 
     def _decide(self, ctx: Context, layer: WeightedLayer, groups: Sequence[Group], notes: _Notes) -> None:
@@ -289,6 +300,21 @@ class _Notes:
     whole: dict[int, str] = field(default_factory=dict)
     before: dict[str, Array] = field(default_factory=dict)
     after: dict[str, Array] = field(default_factory=dict)
+
+
+def _put(groups: Sequence[Group], orders: Sequence[Array]) -> None:
+    for group, order in zip(groups, orders, strict=True):
+        if not np.array_equal(order, np.arange(group.size)):
+            select(group, order)
+
+
+def _empty_tiles(layer: WeightedLayer, block: tuple[int, int]) -> int:
+    return int(np.count_nonzero(tile_sums(salience(layer), block) == 0))
+
+
+def _check_kind(option: str, path: str | None, kind: str) -> None:
+    if path is not None and not path.lower().endswith(f".{kind.lower()}"):
+        raise PassError(f"reorder: option {option}={path!r} names no {kind} file; let its name end in .{kind.lower()}")
 
 
 def _told(plan: TilePlan, error: float) -> str:

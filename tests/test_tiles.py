@@ -294,3 +294,13 @@ def test_no_salience_at_all_changes_nothing() -> None:
     found = match(np.zeros((8, 8)), (2, 2), 0.5, np.random.default_rng(0))
     np.testing.assert_array_equal(found.rows, np.arange(8))
     assert found.before == found.after == 0.0
+
+
+def test_a_matrix_may_have_a_rate_of_its_own() -> None:
+    rng = np.random.default_rng(5)
+    salience = np.abs(rng.normal(size=(24, 32)))
+    bindings = (Binding(0, np.arange(24)[:, None]),), (Binding(1, np.arange(32)[:, None]),)
+    own = match_coupled([Operand(salience, *bindings, (4, 4), rate=0.25)], [24, 32], 0.6, np.random.default_rng(0))
+    same = match_coupled([Operand(salience, *bindings, (4, 4))], [24, 32], 0.25, np.random.default_rng(0))
+    assert own.after == same.after
+    assert all(np.array_equal(a, b) for a, b in zip(own.orders, same.orders, strict=True))

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.masks import kept_mask
 from onnxcomp.linalg.coupling import Binding, Operand
 from onnxcomp.linalg.tiles import Block, fitted_block
 
@@ -62,6 +63,8 @@ def operands_of(
 ) -> tuple[list[Operand], list[WeightedLayer]]:
     """The layers that some group moves, as operands of ``match_coupled``.
 
+    Of a layer that is sparse already, as many tiles are to be masked as weights are zero.
+
     Args:
         layers: those that can be tiled.
         groups: those that may be permuted; their position is their number in the bindings.
@@ -82,6 +85,8 @@ def operands_of(
         if rows or columns:
             matrix = salience(layer)
             weights = layer.array().size / matrix.size
-            operands.append(Operand(matrix, rows, columns, fitted_block(matrix.shape, block), weights))
+            kept = kept_mask(layer)
+            rate = None if kept is None else 1.0 - float(kept.mean())
+            operands.append(Operand(matrix, rows, columns, fitted_block(matrix.shape, block), weights, rate=rate))
             tiled.append(layer)
     return operands, tiled

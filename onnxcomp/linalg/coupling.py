@@ -39,6 +39,7 @@ class Operand:
         block: rows and columns of a tile.
         weight: of each entry, against those of other operands (the weights of a kernel, say).
         panels: equal runs of row blocks that mask the same number of tiles each, see ``cheapest_tiles``.
+        rate: part of its tiles to mask, where that is not the search's.
     """
 
     salience: Array
@@ -47,6 +48,7 @@ class Operand:
     block: Block
     weight: float = 1.0
     panels: int = 1
+    rate: float | None = None
 
     @property
     def importance(self) -> float:
@@ -82,6 +84,7 @@ class Matrix:
     lines: tuple[Array, Array]  # the salience by rows, and by columns (its transpose), both contiguous
     axes: tuple[Axis, Axis]
     panels: int
+    rate: float | None
 
     @classmethod
     def of(cls, operand: Operand, scale: float) -> Matrix:
@@ -94,9 +97,8 @@ class Matrix:
                 salience = np.add.reduceat(salience, np.arange(0, salience.shape[axis], size), axis=axis)
                 size = 1
             axes.append(Axis(bindings, salience.shape[axis], size))
-        return cls(
-            (np.ascontiguousarray(salience), np.ascontiguousarray(salience.T)), (axes[0], axes[1]), operand.panels
-        )
+        lines = np.ascontiguousarray(salience), np.ascontiguousarray(salience.T)
+        return cls(lines, (axes[0], axes[1]), operand.panels, operand.rate)
 
     def by_block(self, axis: int, standing: Array) -> Array:
         """The lines of one axis, summed over the blocks of the other axis: (lines, blocks)."""

@@ -126,7 +126,7 @@ def match_coupled(
     Args:
         operands: the matrices.
         units: of each group, how many units it has.
-        rate: part of the tiles of every operand to mask, 0 to 1.
+        rate: part of the tiles to mask, 0 to 1, of every operand that has no rate of its own.
         rng: draws the random starts.
         starts: descents from different orders: sorted, clustered, then random ones; the best is returned,
             and the given orders when none is better.
@@ -269,7 +269,8 @@ class _State:
         """E-step of one matrix: its mask as 0 and 1, and the salience under it."""
         matrix = self.search.matrices[index]
         sums = np.add.reduceat(matrix.by_block(0, standing[1])[standing[0]], matrix.axes[0].cuts, axis=0)
-        mask = cheapest_tiles(sums, self.search.rate, matrix.panels).astype(np.float64)
+        rate = self.search.rate if matrix.rate is None else matrix.rate
+        mask = cheapest_tiles(sums, rate, matrix.panels).astype(np.float64)
         return mask, float((sums * mask).sum())
 
     def improve(self, group: int) -> None:
