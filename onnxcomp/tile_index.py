@@ -45,7 +45,7 @@ def _described(layer: WeightedLayer, block: Block) -> dict[str, Any]:
         "inputs": different.shape[1],
         "output_axis": layer.out_axis,
         "input_axis": layer.in_axis,
-        "kernel": list(layer.shape[2:]) if layer.kind == "Conv" else [],
+        "kernel": list(layer.kernel),
         "block": list(fitted),
         "density": round(float(occupied.mean()), 6),
         "indptr": [0, *np.cumsum(occupied.sum(axis=1)).tolist()],

@@ -27,7 +27,7 @@ def input_columns(layer: WeightedLayer, positions: Array) -> Array:
     Returns:
         (units, columns of each); the same in every group.
     """
-    kernel = _kernel_size(layer)
+    kernel = math.prod(layer.kernel)
     if layer.kind == "ConvTranspose":
         positions = np.unique(positions % (layer.shape[0] // layer.groups), axis=1)
     columns: Array = (positions[:, :, None] * kernel + np.arange(kernel)).reshape(len(positions), -1)
@@ -114,7 +114,3 @@ def _append_add(model: Model, layer: WeightedLayer, values: Array) -> None:
     add = gs.Node("Add", names.new(f"{layer.name}/Add"), inputs=[raw, constant], outputs=[output])
     place = next(index for index, other in enumerate(model.graph.nodes) if other is node)
     model.graph.nodes.insert(place + 1, add)
-
-
-def _kernel_size(layer: WeightedLayer) -> int:
-    return math.prod(layer.shape[2:]) if layer.kind in ("Conv", "ConvTranspose") else 1

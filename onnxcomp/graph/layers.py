@@ -102,6 +102,11 @@ class WeightedLayer:
         return known or tuple(int(dim) for dim in shape_of(self.weight) or ())  # type: ignore[arg-type]
 
     @property
+    def kernel(self) -> tuple[int, ...]:
+        """Shape of a convolution's kernel; of a matrix, nothing."""
+        return self.shape[2:] if self.kind in ("Conv", "ConvTranspose") else ()
+
+    @property
     def bias(self) -> gs.Tensor | None:
         """The constant third input of Conv, ConvTranspose and Gemm."""
         if self.kind in ("Conv", "ConvTranspose", "Gemm") and len(self.node.inputs) > 2:
@@ -138,7 +143,7 @@ class WeightedLayer:
     def set_matrix(self, matrix: Array) -> None:
         """The inverse of ``matrix``: groups, outputs and inputs may have become fewer, the kernel not."""
         groups, outs, columns = matrix.shape
-        kernel = self.shape[2:] if self.kind in ("Conv", "ConvTranspose") else ()
+        kernel = self.kernel
         ins = columns // int(np.prod(kernel, dtype=int))
         array = matrix.reshape(groups, outs, ins, *kernel)
         if self.kind == "ConvTranspose":

@@ -59,7 +59,7 @@ class SparseForm:
 
     def pattern(self, layer: WeightedLayer, share: float) -> Pattern:
         """For a layer's matrix, and that share of zeros where the form leaves it open."""
-        kernel = math.prod(layer.shape[2:]) if layer.kind in ("Conv", "ConvTranspose") else 1
+        kernel = math.prod(layer.kernel)
         if self.m:
             return NofM(self.n, self.m, kernel)
         if self.outputs * self.channels > 1:
@@ -80,7 +80,7 @@ class SparseForm:
 
     def _too_small(self, layer: WeightedLayer) -> str | None:
         _, outputs, inputs = layer.matrix().shape
-        kernel = math.prod(layer.shape[2:]) if layer.kind in ("Conv", "ConvTranspose") else 1
+        kernel = math.prod(layer.kernel)
         channels = inputs // kernel
         if inputs <= _FEW_WEIGHTS:
             return f"an output has {inputs} weights, too few to make up for zeros"

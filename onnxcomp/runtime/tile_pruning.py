@@ -117,7 +117,7 @@ class TilePruning:
         probe = affordable(self.model, shapes, self.dataset, _PROBE_MACS, 64)
 
         def pattern(layer: WeightedLayer, share: float) -> Panels:
-            return Panels(chosen[layer], self._channels(layer, share), _kernel(layer))
+            return Panels(chosen[layer], self._channels(layer, share), math.prod(layer.kernel))
 
         curves = loss_curves(self.model, list(chosen), pattern, samples, probe, self.progress)
         for layer in chosen:
@@ -126,7 +126,7 @@ class TilePruning:
         savings = {layer.name: self._saving(layer, count) for layer, count in chosen.items()}
         self._settle(chosen, curves.measured_in(savings), density, error)
         patterns = {
-            layer: Panels(self.plans[layer.name].panels, self.plans[layer.name].channels, _kernel(layer))
+            layer: Panels(self.plans[layer.name].panels, self.plans[layer.name].channels, math.prod(layer.kernel))
             for layer in chosen
             if layer.name in self.plans
         }
@@ -278,10 +278,6 @@ def _bisected(holds: Callable[[float], bool], curves: LossCurves) -> dict[str, f
 
 def _too_slow(channels: int, inputs: int, ratio: float) -> str:
     return f"with {channels} of {inputs} input channels it would run {ratio:.2f} times as fast"
-
-
-def _kernel(layer: WeightedLayer) -> int:
-    return math.prod(layer.shape[2:]) if layer.kind == "Conv" else 1
 
 
 def _sole_readers(groups: Sequence[Group]) -> dict[str, WeightedLayer]:
