@@ -23,6 +23,7 @@ _BUILT_IN = {
     "quant": "onnxcomp.passes.quant:Quant",
     "recover": "onnxcomp.passes.recover:Recover",
     "reorder": "onnxcomp.passes.reorder:Reorder",
+    "share": "onnxcomp.passes.share:Share",
 }
 
 

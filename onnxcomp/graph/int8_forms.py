@@ -14,6 +14,7 @@ from onnxcomp.graph.edit import Names, detach, output_ids, replace_uses
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.graph.packed import Restorer
 from onnxcomp.graph.rows import RowLayout
+from onnxcomp.linalg.codebooks import Codebooks
 from onnxcomp.linalg.int8 import quantize_weights
 from onnxcomp.linalg.weights import QuantizedWeights
 
@@ -68,6 +69,11 @@ class FormWriter:
         """The weight in codes that are restored at load, for all its readers, in the innermost graph around them."""
         restorer, first = self._place(layer)
         self._restore(layer, first, *restorer.floats(weights, RowLayout.of(layer), layer.weight.name))
+
+    def shared(self, layer: WeightedLayer, books: Codebooks, codes: Array) -> None:
+        """The weight in codes, (channels, inputs), that count values of codebooks, in the same way."""
+        restorer, first = self._place(layer)
+        self._restore(layer, first, *restorer.shared(books, codes, RowLayout.of(layer), layer.weight.name))
 
     def halved(self, layer: WeightedLayer) -> None:
         """The weight in float16, in the same way."""

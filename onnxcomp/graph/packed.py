@@ -17,16 +17,23 @@ import onnx_graphsurgeon as gs
 from onnxcomp.graph.edit import Names
 from onnxcomp.graph.layers import WeightedLayer
 from onnxcomp.graph.rows import RowLayout
+from onnxcomp.linalg.codebooks import Codebooks
 from onnxcomp.linalg.weights import QuantizedWeights
 
-__all__ = ["Restorer", "obstacle_to_few_bits"]
+__all__ = ["Restorer", "obstacle_to_codes", "obstacle_to_few_bits"]
 
 Array = np.ndarray[Any, Any]
 
 _TYPED_OPSETS = {4: 21, 2: 25}  # have types of so many bits
 _TYPES = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
+_UNSIGNED = {8: np.uint8, 4: ml_dtypes.uint4, 2: ml_dtypes.uint2}
 _PACKED_OPSET = 10  # has Mod
 _FLOAT, _INT8, _INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT32
+
+
+def obstacle_to_codes(layer: WeightedLayer, bits: int, opset: int) -> str:
+    """Why numbers of 8, 4 or 2 bits cannot be stored for a layer of a graph with this operator set, or nothing."""
+    return "" if bits == 8 else obstacle_to_few_bits(layer, bits, opset)
 
 
 def obstacle_to_few_bits(layer: WeightedLayer, bits: int, opset: int) -> str:
@@ -74,6 +81,28 @@ class Restorer:
         half = gs.Constant(self._names.new(name + "_float16"), array.astype(np.float16))
         restored = self._node(nodes, "Cast", [half], name + "_restored", to=_FLOAT)
         return _typed(restored, np.float32, array.shape), nodes
+
+    def shared(self, books: Codebooks, codes: Array, layout: RowLayout, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
+        """The weight, float32, of codes (channels, inputs) that count values of codebooks; and the nodes that make it."""
+        nodes: list[gs.Node] = []
+        number, size = books.values.shape
+        index = self._numbers_of(nodes, layout.array(codes), {4: 2, 16: 4}.get(size, 8), name + "_codes")
+        if number > 1:
+            first = layout.scales(books.book_of(len(codes)) * size).astype(np.int32)
+            offsets = gs.Constant(self._names.new(name + "_books"), first)
+            index = self._node(nodes, "Add", [index, offsets], name + "_places")
+        values = gs.Constant(self._names.new(name + "_codebook"), books.values.reshape(-1).astype(np.float32))
+        return _typed(
+            self._node(nodes, "Gather", [values, index], name + "_restored", axis=0), np.float32, layout.shape
+        ), nodes
+
+    def _numbers_of(self, nodes: list[gs.Node], codes: Array, bits: int, name: str) -> gs.Tensor:
+        """Codes from zero on, of so many bits, as int32."""
+        if bits == 8 or self._has_type(bits):
+            packed = gs.Constant(self._names.new(f"{name}_uint{bits}"), codes.astype(_UNSIGNED[bits]))
+            return self._node(nodes, "Cast", [packed], name, to=_INT32)
+        parts = self._parts_of_bytes(nodes, codes.reshape(-1), bits, name)
+        return self._node(nodes, "Reshape", [parts, self._number(codes.shape, np.int64)], name)
 
     def _restored(
         self, nodes: list[gs.Node], weights: QuantizedWeights, layout: RowLayout, name: str, target: int
