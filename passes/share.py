@@ -51,8 +51,8 @@ class Share(Pass):
     3. Layers are treated one after the other on the inputs that the layers before them, done already, really give, and
        biases take up what changed in the means.
 
-    Weights that an earlier pass made zero stay zero. Codes are stored as UINT2 (from operator set 25), UINT4 (from 21) or
-    UINT8; in older operator sets several share a byte.
+    Weights that an earlier pass made zero stay zero. Codes are stored as UINT2 (from operator set 25), UINT4 (from 21)
+    or UINT8; in older operator sets several share a byte.
 
     A layer stays as it is where its weight is shared with other uses, quantized already, or too small for a
     codebook to pay. Deep Compression (Han et al. 2015, arXiv:1510.00149) is ``prune(granularity="element"), share``.

@@ -83,7 +83,7 @@ class Restorer:
         return _typed(restored, np.float32, array.shape), nodes
 
     def shared(self, books: Codebooks, codes: Array, layout: RowLayout, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
-        """The weight, float32, of codes (channels, inputs) that count values of codebooks; and the nodes that make it."""
+        """The weight, float32, of codes (channels, inputs) that count values of codebooks, and the nodes."""
         nodes: list[gs.Node] = []
         number, size = books.values.shape
         index = self._numbers_of(nodes, layout.array(codes), {4: 2, 16: 4}.get(size, 8), name + "_codes")
@@ -92,9 +92,8 @@ class Restorer:
             offsets = gs.Constant(self._names.new(name + "_books"), first)
             index = self._node(nodes, "Add", [index, offsets], name + "_places")
         values = gs.Constant(self._names.new(name + "_codebook"), books.values.reshape(-1).astype(np.float32))
-        return _typed(
-            self._node(nodes, "Gather", [values, index], name + "_restored", axis=0), np.float32, layout.shape
-        ), nodes
+        restored = self._node(nodes, "Gather", [values, index], name + "_restored", axis=0)
+        return _typed(restored, np.float32, layout.shape), nodes
 
     def _numbers_of(self, nodes: list[gs.Node], codes: Array, bits: int, name: str) -> gs.Tensor:
         """Codes from zero on, of so many bits, as int32."""

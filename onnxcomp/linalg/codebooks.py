@@ -1,7 +1,7 @@
 """Weights that take few distinct values: codebooks, found for the weights or for what they do to outputs.
 
-A matrix W, (G, outputs, d), is cut into runs of rows (outputs, of all groups in turn), each with a codebook of k values.
-Weights that an earlier pass made zero stay zero: one value of each codebook is zero then, and stays it.
+A matrix W, (G, outputs, d), is cut into runs of rows (outputs, of all groups in turn), each with a codebook of k
+values. Weights that an earlier pass made zero stay zero: one value of each codebook is zero then, and stays it.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def share_nearest(W: Array, importance: Array, clusters: int, rows: int, zero: b
 def share_for_outputs(W: Array, H: Array, clusters: int, rows: int, zero: bool = False) -> tuple[Codebooks, Array]:
     """Codebooks and codes whose outputs differ least from those of W, of inputs with second moment H.
 
-    Values begin as those of the least error weighted by diag(H) (Kim et al. 2023, "SqueezeLLM", arXiv:2306.07629); codes
-    are found by GPTQ; then values in closed form and codes by coordinate descent follow in turn.
+    Values begin as those of the least error weighted by diag(H) (Kim et al. 2023, "SqueezeLLM", arXiv:2306.07629);
+    codes are found by GPTQ; then values in closed form and codes by coordinate descent follow in turn.
 
     Args:
         W: (G, outputs, d).
@@ -222,7 +222,8 @@ def refitted(W: Array, H: Array, books: Codebooks, codes: Array) -> tuple[Codebo
         return sums
 
     def spread(values: Array) -> Array:
-        return values[number].reshape(W.shape)
+        matrix: Array = values[number].reshape(W.shape)
+        return matrix
 
     c = books.values.reshape(-1).astype(np.float64)
     diagonal = gathered(np.broadcast_to(np.diagonal(H, axis1=1, axis2=2)[:, None, :], W.shape))

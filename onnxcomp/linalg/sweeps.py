@@ -1,7 +1,7 @@
 """Weights put onto allowed values one input after the other, so that a layer's outputs change least.
 
-A layer computes y = W x of inputs with second moment H; weights Q instead of W cost tr((Q - W) H (Q - W)ᵀ). G independent
-problems (the groups of a convolution) are solved side by side: W is (G, outputs, d), H is (G, d, d).
+A layer computes y = W x of inputs with second moment H; weights Q instead of W cost tr((Q - W) H (Q - W)ᵀ). G
+independent problems (the groups of a convolution) are solved side by side: W is (G, outputs, d), H is (G, d, d).
 """
 
 from __future__ import annotations
