@@ -122,8 +122,8 @@ class Recover(Pass):
         Raises:
             PassError: there is no calibration data, or nothing of the model can be trained on it.
         """
-        layers = weighted_layers(model)
         made = made_layers(model)
+        layers = [layer for layer in weighted_layers(model) if layer.name not in made]
         if unknown := set(self.freeze).difference((layer.name for layer in layers), made):
             raise PassError(f"recover: option freeze names {min(unknown)!r}, which is no weighted layer of this model")
         if not float_outputs(model):
@@ -176,8 +176,10 @@ class Recover(Pass):
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""
-        layers, names = weighted_layers(model), {parameter.name for parameter in Trainable.of(model).parameters}
-        made = sum(not names.isdisjoint(sources) for sources in made_layers(model).values())
+        names = {parameter.name for parameter in Trainable.of(model).parameters}
+        sources = made_layers(model)
+        layers = [layer for layer in weighted_layers(model) if layer.name not in sources]
+        made = sum(not names.isdisjoint(each) for each in sources.values())
         trained = [layer for layer in layers if name_of_weight(layer) in names]
         reasons = [_reason(layer) for layer in layers if layer not in trained]
         return f"weights of {len(trained) + made} of {len(layers) + made} layers could be trained{because(reasons)}"

@@ -31,7 +31,8 @@ _BITS = {4: 2, 16: 4, 256: 8}
 _BOOK_SHARE = 1 / 8  # of the codes' bits that codebooks take at most
 _LEAST_INPUTS = 16  # of an output; a codebook would span channels whose weights have nothing in common
 _LEAST_GAIN = 2.0  # times smaller
-_VALUE_BITS = 32
+_LEAST_WEIGHTS = 512  # smaller ones are not worth the nodes that restore them
+_VALUE_BITS = 32  # of a codebook
 _WITHOUT_DATA = "share has no calibration data: codebooks are of the least error of the weights, not of the outputs"
 
 
@@ -128,7 +129,7 @@ class Share(Pass):
         if inputs < _LEAST_INPUTS:
             return f"an output has {inputs} weights, too few to share values with others"
         bits = rows * inputs * _BITS[self.clusters] + self._books(rows, inputs) * self.clusters * _VALUE_BITS
-        if bits * _LEAST_GAIN > rows * inputs * _VALUE_BITS:
+        if rows * inputs < _LEAST_WEIGHTS or bits * _LEAST_GAIN > rows * inputs * _VALUE_BITS:
             return f"its {rows * inputs:,} weights are too few for codebooks to pay"
         return ""
 

@@ -9,10 +9,11 @@ import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, shape_of, value_of
 
-__all__ = ["dtype_name", "integers_behind", "is_restoring", "is_small_integer", "producer_of", "restored_shape"]
+__all__ = ["dtype_name", "has_codebook", "integers_behind", "is_restoring", "is_small_integer", "producer_of"]
+__all__ += ["restored_shape"]
 
 STANDARD = (None, "", "ai.onnx")
-_RESTORING = ("Cast", "Mul", "Reshape", "Sub", "Div", "Mod", "DequantizeLinear")
+_RESTORING = ("Cast", "Mul", "Reshape", "Sub", "Add", "Div", "Mod", "Gather", "DequantizeLinear")
 _DEEPEST = 12  # more nodes in a row are no way to restore a weight
 _LEAST = 16  # smaller constants are no weights
 
@@ -37,6 +38,14 @@ def is_restoring(node: gs.Node) -> bool:
         return False
     source = integers_behind(node.outputs[0])
     return source is not None and _size(source) >= _LEAST
+
+
+def has_codebook(tensor: gs.Tensor) -> bool:
+    """Whether integers pick the values of this weight from a codebook."""
+    producer = producer_of(tensor)
+    while producer is not None and producer.op in _RESTORING and producer.op != "Gather":
+        producer = producer_of(producer.inputs[0])
+    return producer is not None and producer.op == "Gather" and integers_behind(tensor) is not None
 
 
 def restored_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:

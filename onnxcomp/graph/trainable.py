@@ -15,6 +15,7 @@ from onnxcomp.graph.edit import detach, replace_uses
 from onnxcomp.graph.layers import WeightedLayer, layer_name, weighted_layers
 from onnxcomp.graph.opset import upgrade_opset
 from onnxcomp.graph.parameters import Parameter, made_weights, parameters
+from onnxcomp.graph.stored import has_codebook
 from onnxcomp.linalg.code_grid import CodeGrid, deliberate_zeros
 from onnxcomp.linalg.variables import Variables, stretch_of
 from onnxcomp.model import Model
@@ -118,12 +119,14 @@ class Trainable:
 
 
 def made_layers(model: Model) -> dict[str, list[str]]:
-    """The layers that no ``WeightedLayer`` stands for, as their weight is made of a codebook or of other constants.
+    """The layers whose weight is made of a codebook or of other constants, but for codes times scales.
 
     Returns:
         By name of the layer, the names of those constants.
     """
-    known = {id(layer.node) for layer in weighted_layers(model)}
+    known = {
+        id(layer.node) for layer in weighted_layers(model) if not has_codebook(layer.node.inputs[layer.weight_index])
+    }
     return {
         layer_name(node): [str(tensor.name) for tensor in sources]
         for node, sources in made_weights(model)
