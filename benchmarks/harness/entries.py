@@ -15,7 +15,7 @@ from harness.results import Row
 from harness.zoo import ZooModel
 
 __all__ = ["CHANNELS", "EIGHT_BITS", "ELEMENTS", "ENTRIES", "FOUR_BITS", "FULL", "QUANT", "SPEEDUP", "WEIGHTS_4"]
-__all__ += ["RECOVERY", "TILES", "Entry", "add_report", "report_of"]
+__all__ += ["RECOVERY", "TILES", "Entry", "add_report", "named", "onnxcomp_entry", "peer_entry", "report_of"]
 
 FULL = "onnxcomp-prune-quant-reorder"
 QUANT = "onnxcomp-quant"
@@ -96,7 +96,8 @@ def add_report(row: Row, output: Path) -> None:
         row.recovery_seconds = next((entry["seconds"] for entry in passes if entry["name"] == "recover"), None)
 
 
-def _onnxcomp(name: str, pipeline: str, only: tuple[str, ...] = ()) -> Entry:
+def onnxcomp_entry(name: str, pipeline: str, only: tuple[str, ...] = ()) -> Entry:
+    """Of onnxcomp with a pipeline, on the calibration samples."""
     return Entry(name, "onnxcomp", f"-p {pipeline}", pipeline, only)
 
 
@@ -104,39 +105,41 @@ def _without_data(name: str, pipeline: str, only: tuple[str, ...] = ()) -> Entry
     return Entry(name, "onnxcomp", f"-p {pipeline}, no data", pipeline, only, calibrated=False)
 
 
-def _peer(name: str, peer: Peer) -> Entry:
+def peer_entry(name: str, peer: Peer) -> Entry:
+    """Of a peer."""
     return Entry(name, peer.tool, peer.setting, only=peer.only, saturating=peer.saturating)
 
 
-def _named(entries: Iterable[Entry]) -> dict[str, Entry]:
+def named(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """By their names."""
     return {entry.name: entry for entry in entries}
 
 
-ENTRIES = _named(
+ENTRIES = named(
     [
-        _onnxcomp(FULL, "prune,quant,reorder"),
-        _onnxcomp(QUANT, "quant"),
-        _onnxcomp("onnxcomp-prune", "prune"),
-        *(_peer(name, peers.PEERS[name]) for name in peers.COMPRESSION),
+        onnxcomp_entry(FULL, "prune,quant,reorder"),
+        onnxcomp_entry(QUANT, "quant"),
+        onnxcomp_entry("onnxcomp-prune", "prune"),
+        *(peer_entry(name, peers.PEERS[name]) for name in peers.COMPRESSION),
     ]
 )
-EIGHT_BITS = _named(
+EIGHT_BITS = named(
     [
-        _onnxcomp(QUANT, "quant"),
-        _onnxcomp("onnxcomp-equalize-quant", "equalize,quant"),
-        _onnxcomp("onnxcomp-limits-quant", "equalize(limits=True),quant"),
-        _onnxcomp("onnxcomp-quant-fast", "quant(sqnr=0)"),
-        _onnxcomp("onnxcomp-quant-gptq", 'quant(rounding="gptq")', TRANSFORMERS),
-        _onnxcomp("onnxcomp-quant-static", 'quant(mode="static")', TRANSFORMERS),
-        _onnxcomp("onnxcomp-quant-dynamic", 'quant(mode="dynamic")', TRANSFORMERS),
-        *(_peer(name, peer) for name, peer in peers.EIGHT_BITS.items()),
+        onnxcomp_entry(QUANT, "quant"),
+        onnxcomp_entry("onnxcomp-equalize-quant", "equalize,quant"),
+        onnxcomp_entry("onnxcomp-limits-quant", "equalize(limits=True),quant"),
+        onnxcomp_entry("onnxcomp-quant-fast", "quant(sqnr=0)"),
+        onnxcomp_entry("onnxcomp-quant-gptq", 'quant(rounding="gptq")', TRANSFORMERS),
+        onnxcomp_entry("onnxcomp-quant-static", 'quant(mode="static")', TRANSFORMERS),
+        onnxcomp_entry("onnxcomp-quant-dynamic", 'quant(mode="dynamic")', TRANSFORMERS),
+        *(peer_entry(name, peer) for name, peer in peers.EIGHT_BITS.items()),
     ]
 )
-FOUR_BITS = _named(
+FOUR_BITS = named(
     [
-        _onnxcomp("onnxcomp-quant4", "quant(bits=4)"),
-        _onnxcomp(WEIGHTS_4, 'quant(mode="weights", bits=4)'),
-        *(_peer(name, peer) for name, peer in peers.FOUR_BITS.items()),
+        onnxcomp_entry("onnxcomp-quant4", "quant(bits=4)"),
+        onnxcomp_entry(WEIGHTS_4, 'quant(mode="weights", bits=4)'),
+        *(peer_entry(name, peer) for name, peer in peers.FOUR_BITS.items()),
     ]
 )
 
@@ -144,7 +147,7 @@ FOUR_BITS = _named(
 def _channels(percent: int, only: tuple[str, ...]) -> list[Entry]:
     pipeline = f"prune(flops={percent / 100:g})"
     return [
-        _onnxcomp(f"onnxcomp-{percent}", pipeline, only),
+        onnxcomp_entry(f"onnxcomp-{percent}", pipeline, only),
         _without_data(f"onnxcomp-norms-{percent}", pipeline, only),
     ]
 
@@ -152,28 +155,28 @@ def _channels(percent: int, only: tuple[str, ...]) -> list[Entry]:
 def _elements(name: str, options: str) -> list[Entry]:
     magnitude = f'prune({options}, score="magnitude")'
     return [
-        _onnxcomp(f"onnxcomp-{name}", f"prune({options})"),
+        onnxcomp_entry(f"onnxcomp-{name}", f"prune({options})"),
         _without_data(f"onnxcomp-magnitude-{name}", magnitude),
     ]
 
 
 _SMALL = ("fashion", "mnist")
 _LARGE = ("mobilenetv2", "ppocr_rec", "minilm", "ppocr_det")
-CHANNELS = _named(
+CHANNELS = named(
     [
         *_channels(15, _LARGE),
         *_channels(30, _SMALL),
         *_channels(50, _SMALL),
-        _onnxcomp(SPEEDUP, "prune(speedup=1.5)"),
-        *(_peer(name, peer) for name, peer in peers.CHANNELS.items()),
+        onnxcomp_entry(SPEEDUP, "prune(speedup=1.5)"),
+        *(peer_entry(name, peer) for name, peer in peers.CHANNELS.items()),
     ]
 )
-ELEMENTS = _named(
+ELEMENTS = named(
     [
         *_elements("half", 'granularity="element", sparsity=0.5'),
         *_elements("2of4", 'granularity="2:4"'),
         *_elements("blocks", 'granularity="block(8,8)", sparsity=0.5'),
-        *(_peer(name, peer) for name, peer in peers.ELEMENTS.items()),
+        *(peer_entry(name, peer) for name, peer in peers.ELEMENTS.items()),
     ]
 )
 
@@ -181,19 +184,19 @@ ELEMENTS = _named(
 def _recovered(name: str, damage: str, only: tuple[str, ...]) -> list[Entry]:
     """The damage alone and with what ``recover`` wins back, both with the samples to train on."""
     rows = [
-        _onnxcomp(f"onnxcomp-{name}", damage, only),
-        _onnxcomp(f"onnxcomp-recover-{name}", f"{damage},recover", only),
+        onnxcomp_entry(f"onnxcomp-{name}", damage, only),
+        onnxcomp_entry(f"onnxcomp-recover-{name}", f"{damage},recover", only),
     ]
     return [replace(row, training=True) for row in rows]
 
 
-RECOVERY = _named(
+RECOVERY = named(
     [
         *_recovered("channels", "prune(flops=0.5)", ("fashion",)),
         *_recovered("bits", "quant(bits=2)", ("fashion",)),
         *_recovered("zeros", 'prune(granularity="element", sparsity=0.9)', ("fashion",)),
         *_recovered("channels30", "prune(flops=0.3)", ("mobilenetv2",)),
-        *(replace(_peer(name, peer), training=True) for name, peer in peers.RECOVERY.items()),
+        *(replace(peer_entry(name, peer), training=True) for name, peer in peers.RECOVERY.items()),
     ]
 )
 
@@ -203,23 +206,23 @@ def _trained(entry: Entry) -> Entry:
 
 
 _RESIDUAL, _RECOGNISER = ("fashion",), ("ppocr_rec",)
-TILES = _named(
+TILES = named(
     [
-        _onnxcomp("onnxcomp-tiles-half", "reorder(density=0.5)", _RESIDUAL),
-        _onnxcomp("onnxcomp-tiles-quarter", "reorder(density=0.25)", _RESIDUAL),
-        _onnxcomp("onnxcomp-channels-half", "prune(flops=0.48)", _RESIDUAL),
-        _onnxcomp("onnxcomp-tiles-channels", "prune(flops=0.35),reorder(density=0.8)", _RESIDUAL),
-        _onnxcomp("onnxcomp-blocks-half", 'prune(granularity="block(8,8)", sparsity=0.5)', _RESIDUAL),
-        _onnxcomp("onnxcomp-tiles-half-quant", "reorder(density=0.5),quant", _RESIDUAL),
-        _trained(_onnxcomp("onnxcomp-tiles-half-trained", "reorder(density=0.5)", _RESIDUAL)),
-        _trained(_onnxcomp("onnxcomp-tiles-half-recover", "reorder(density=0.5),recover", _RESIDUAL)),
-        _onnxcomp("onnxcomp-tiles-60", "reorder(density=0.6)", _RECOGNISER),
-        _onnxcomp("onnxcomp-channels-34", "prune(flops=0.34)", _RECOGNISER),
-        _onnxcomp("onnxcomp-blocks-60", 'prune(granularity="block(8,8)", sparsity=0.4)', _RECOGNISER),
-        _onnxcomp("onnxcomp-tiles-70", "reorder(density=0.7)", TRANSFORMERS),
-        _onnxcomp("onnxcomp-tiles-65", "reorder(density=0.65)", TRANSFORMERS),
-        _onnxcomp("onnxcomp-channels-20", "prune(flops=0.2)", TRANSFORMERS),
-        _onnxcomp("onnxcomp-blocks-70", 'prune(granularity="block(8,8)", sparsity=0.3)', TRANSFORMERS),
-        _onnxcomp("onnxcomp-cheap", "prune,reorder"),
+        onnxcomp_entry("onnxcomp-tiles-half", "reorder(density=0.5)", _RESIDUAL),
+        onnxcomp_entry("onnxcomp-tiles-quarter", "reorder(density=0.25)", _RESIDUAL),
+        onnxcomp_entry("onnxcomp-channels-half", "prune(flops=0.48)", _RESIDUAL),
+        onnxcomp_entry("onnxcomp-tiles-channels", "prune(flops=0.35),reorder(density=0.8)", _RESIDUAL),
+        onnxcomp_entry("onnxcomp-blocks-half", 'prune(granularity="block(8,8)", sparsity=0.5)', _RESIDUAL),
+        onnxcomp_entry("onnxcomp-tiles-half-quant", "reorder(density=0.5),quant", _RESIDUAL),
+        _trained(onnxcomp_entry("onnxcomp-tiles-half-trained", "reorder(density=0.5)", _RESIDUAL)),
+        _trained(onnxcomp_entry("onnxcomp-tiles-half-recover", "reorder(density=0.5),recover", _RESIDUAL)),
+        onnxcomp_entry("onnxcomp-tiles-60", "reorder(density=0.6)", _RECOGNISER),
+        onnxcomp_entry("onnxcomp-channels-34", "prune(flops=0.34)", _RECOGNISER),
+        onnxcomp_entry("onnxcomp-blocks-60", 'prune(granularity="block(8,8)", sparsity=0.4)', _RECOGNISER),
+        onnxcomp_entry("onnxcomp-tiles-70", "reorder(density=0.7)", TRANSFORMERS),
+        onnxcomp_entry("onnxcomp-tiles-65", "reorder(density=0.65)", TRANSFORMERS),
+        onnxcomp_entry("onnxcomp-channels-20", "prune(flops=0.2)", TRANSFORMERS),
+        onnxcomp_entry("onnxcomp-blocks-70", 'prune(granularity="block(8,8)", sparsity=0.3)', TRANSFORMERS),
+        onnxcomp_entry("onnxcomp-cheap", "prune,reorder"),
     ]
 )

@@ -75,6 +75,10 @@ class Row(Part):
     """Share of zeros among the weights that are multiplied."""
     packed_bytes: int | None = None
     """All files that it wrote, packed by LZMA."""
+    load_ms: float | None = None
+    """Median time that ONNX Runtime takes to make a session of it."""
+    restored_share: float | None = None
+    """Bytes of the constants that restored weights are made of, over those of the weights in float32."""
     latency: Ratio | None = None
     latencies: dict[str, Ratio] = Field(default_factory=dict)
     """At other lengths of the input, by name."""

@@ -8,7 +8,18 @@ from __future__ import annotations
 from harness.peers import of_nncf, of_onnxsim, of_onnxsim_pruning, of_onnxsim_recovery, of_ort, of_quark
 from harness.peers.common import Peer, Task
 
-__all__ = ["CHANNELS", "COMPRESSION", "EIGHT_BITS", "ELEMENTS", "FOUR_BITS", "PEERS", "RECOVERY", "Peer", "Task"]
+__all__ = [
+    "CHANNELS",
+    "CODEBOOKS",
+    "COMPRESSION",
+    "EIGHT_BITS",
+    "ELEMENTS",
+    "FOUR_BITS",
+    "PEERS",
+    "RECOVERY",
+    "Peer",
+    "Task",
+]
 
 PEERS: dict[str, Peer] = {
     **of_ort.EIGHT_BITS,
@@ -19,12 +30,14 @@ PEERS: dict[str, Peer] = {
     **of_ort.FOUR_BITS,
     **of_onnxsim.FOUR_BITS,
     **of_nncf.FOUR_BITS,
+    **of_onnxsim.CODEBOOKS,
     **of_onnxsim_pruning.CHANNELS,
     **of_onnxsim_pruning.ELEMENTS,
     **of_onnxsim_recovery.RECOVERY,
 }
 EIGHT_BITS = {**of_ort.EIGHT_BITS, **of_onnxsim.EIGHT_BITS, **of_nncf.EIGHT_BITS, **of_quark.EIGHT_BITS}
 FOUR_BITS = {**of_ort.FOUR_BITS, **of_onnxsim.FOUR_BITS, **of_nncf.FOUR_BITS}
+CODEBOOKS = of_onnxsim.CODEBOOKS
 CHANNELS = of_onnxsim_pruning.CHANNELS
 ELEMENTS = of_onnxsim_pruning.ELEMENTS
 RECOVERY = of_onnxsim_recovery.RECOVERY

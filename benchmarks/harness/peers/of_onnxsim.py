@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.peers.common import PER_CHANNEL_OPSET, Peer, Task, without_unused
 
-__all__ = ["EIGHT_BITS", "FOUR_BITS", "PRUNED"]
+__all__ = ["CODEBOOKS", "EIGHT_BITS", "FOUR_BITS", "PRUNED"]
 
 PRUNED_SHARE = 0.25  # share of the channels: the size of what onnxcomp prunes by default
 PICKED_ON = 32  # samples to score calibration methods on
@@ -78,6 +78,13 @@ def four_bits(task: Task, algorithm: str) -> None:
     _save(onnxsim.workaround_ort_matmul_nbits_axis0_bug(proto), task)
 
 
+def clustered(task: Task) -> None:
+    """Weights of MatMul and Gemm as codes of 16 values that k-means finds, Deep Compression's trained quantization."""
+    import onnxsim
+
+    _save(onnxsim.quantize_weight_only_kmeans(simplified(task)), task)
+
+
 def simplified(task: Task, least: int = PER_CHANNEL_OPSET) -> Any:
     """The model as onnxsim simplifies it, in an operator set of at least so much."""
     import onnx
@@ -123,3 +130,4 @@ FOUR_BITS = {
     "onnxsim-hqq4": _peer("int4, blocks of 32, HQQ", four_bits, algorithm="hqq"),
     "onnxsim-nbits4": _peer("MatMulNBits, blocks of 32", four_bits, algorithm="nbits"),
 }
+CODEBOOKS = {"onnxsim-kmeans": _peer("k-means, 16 values, MatMul and Gemm only", clustered)}
