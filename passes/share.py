@@ -28,6 +28,7 @@ from onnxcomp.runtime.target import Target
 __all__ = ["Share"]
 
 _BITS = {4: 2, 16: 4, 256: 8}
+_MOST = 256
 _BOOK_SHARE = 1 / 8  # of the codes' bits that codebooks take at most
 _LEAST_INPUTS = 16  # of an output; a codebook would span channels whose weights have nothing in common
 _LEAST_GAIN = 2.0  # times smaller
@@ -68,7 +69,9 @@ class Share(Pass):
         0, description="outputs that share a codebook; 0: so many that codebooks take an eighth of the codes at most"
     )
     loss: Annotated[float | None, Field(ge=0)] = Field(
-        None, description="part of a layer's output variance that sharing may cost; layers over it stay as they are"
+        None,
+        description="part of the outputs' variance that sharing may cost (needs data); layers over their share of it "
+        "get 256 values; by default no limit",
     )
     keep: tuple[str, ...] = Field((), description="names of layers to leave as they are")
 
@@ -77,17 +80,18 @@ class Share(Pass):
 
         Raises:
             InputError: the model does not run on the calibration data.
-            PassError: a layer to keep is none of the model's.
+            PassError: a layer to keep is none of the model's; or a loss needs calibration data, and there is none.
         """
         layers = weighted_layers(model)
         if unknown := set(self.keep).difference(layer.name for layer in layers):
             raise PassError(f"share: option keep names {min(unknown)!r}, which is no weighted layer of this model")
         reasons = {layer.name: self._obstacle(model, layer) for layer in layers}
-        chosen = {layer: self._sharing(layer) for layer in layers if not reasons[layer.name]}
+        chosen = {layer: self._ways(layer) for layer in layers if not reasons[layer.name]}
         found: dict[str, SharedLayer] = {}
-        if ctx.data is not None:
-            calibrated = {layer: sharing for layer, sharing in chosen.items() if can_be_observed(layer)}
-            found = share_calibrated(model, calibrated, ctx.data, ctx.progress) if calibrated else {}
+        if ctx.data is not None or self.loss is not None:
+            calibrated = {layer: ways for layer, ways in chosen.items() if can_be_observed(layer)}
+            most = math.inf if self.loss is None else self.loss
+            found = share_calibrated(model, calibrated, ctx.require_data(), most, ctx.progress) if calibrated else {}
         elif chosen:
             ctx.warn(_WITHOUT_DATA)
         writer = FormWriter(model.graph)
@@ -95,14 +99,11 @@ class Share(Pass):
             if reasons[layer.name]:
                 ctx.skip(layer, reasons[layer.name])
                 continue
-            shared = found.get(layer.name) or _nearest(layer, chosen[layer])
-            if self.loss is not None and (shared.loss or 0.0) > self.loss:
-                ctx.skip(layer, f"sharing values would add {shared.loss:.1g} of its outputs' variance")
-                continue
+            shared = found.get(layer.name) or _nearest(layer, chosen[layer][0])
             if np.any(shared.shift) and takes_constants(model.graph, layer):
                 shift_outputs(model, layer, shared.shift.reshape(layer.groups, -1))
             writer.shared(layer, shared.books, shared.codes)
-            ctx.act(layer, "shared", self._told(shared))
+            ctx.act(layer, "shared", _told(shared))
         writer.finish()
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
@@ -128,32 +129,38 @@ class Share(Pass):
         rows, inputs = rows_of(layer).shape
         if inputs < _LEAST_INPUTS:
             return f"an output has {inputs} weights, too few to share values with others"
-        bits = rows * inputs * _BITS[self.clusters] + self._books(rows, inputs) * self.clusters * _VALUE_BITS
-        if rows * inputs < _LEAST_WEIGHTS or bits * _LEAST_GAIN > rows * inputs * _VALUE_BITS:
+        if rows * inputs < _LEAST_WEIGHTS or not self._pays(rows, inputs, self.clusters):
             return f"its {rows * inputs:,} weights are too few for codebooks to pay"
         return ""
 
-    def _sharing(self, layer: WeightedLayer) -> Sharing:
+    def _ways(self, layer: WeightedLayer) -> list[Sharing]:
+        """What the layer may get, the smallest first."""
         rows, inputs = rows_of(layer).shape
-        return Sharing(self.clusters, self._rows(rows, inputs))
+        sizes = [self.clusters] if self.loss is None else [self.clusters, _MOST]
+        wanted = dict.fromkeys(size for size in sizes if self._pays(rows, inputs, size))
+        return [Sharing(size, self._rows(rows, inputs, size)) for size in wanted]
 
-    def _rows(self, rows: int, inputs: int) -> int:
+    def _pays(self, rows: int, inputs: int, clusters: int) -> bool:
+        books = math.ceil(rows / self._rows(rows, inputs, clusters))
+        bits = rows * inputs * _BITS[clusters] + books * clusters * _VALUE_BITS
+        return bits * _LEAST_GAIN <= rows * inputs * _VALUE_BITS
+
+    def _rows(self, rows: int, inputs: int, clusters: int) -> int:
         """Outputs that share a codebook."""
         if self.group:
             return min(self.group, rows)
-        least = math.ceil(self.clusters * _VALUE_BITS / (_BOOK_SHARE * _BITS[self.clusters] * inputs))
+        least = math.ceil(clusters * _VALUE_BITS / (_BOOK_SHARE * _BITS[clusters] * inputs))
         return math.ceil(rows / max(1, rows // least))  # of equal size, as far as that goes
 
-    def _books(self, rows: int, inputs: int) -> int:
-        return math.ceil(rows / self._rows(rows, inputs))
 
-    def _told(self, shared: SharedLayer) -> str:
-        """What was done to a layer."""
-        books, size = shared.books.values.shape
-        bits = _BITS[self.clusters] + books * size * _VALUE_BITS / max(1, shared.codes.size)
-        loss = "" if shared.loss is None else f"; adds {shared.loss:.1g} of its outputs' variance"
-        what = f"{size} values" if books == 1 else f"{books} codebooks of {size} values"
-        return f"{what}, {bits:.2f} bits a weight; restored at load, runs in float{loss}"
+def _told(shared: SharedLayer) -> str:
+    """What was done to a layer."""
+    books, size = shared.books.values.shape
+    bits = _BITS[size] + books * size * _VALUE_BITS / max(1, shared.codes.size)
+    loss = "" if shared.loss is None else f"; adds {shared.loss:.1g} of its outputs' variance"
+    what = f"{size} values" if books == 1 else f"{books} codebooks of {size} values"
+    note = f"; {shared.note}" if shared.note else ""
+    return f"{what}, {bits:.2f} bits a weight; restored at load, runs in float{loss}{note}"
 
 
 def _nearest(layer: WeightedLayer, sharing: Sharing) -> SharedLayer:

@@ -108,7 +108,7 @@ def test_calibration_serves_the_outputs() -> None:
     assert not {kernel.op for kernel in optimized_kernels(calibrated.serialize())} & RESTORING
 
 
-def test_more_values_lose_less_and_layers_over_the_limit_stay() -> None:
+def test_more_values_lose_less_and_layers_over_their_share_get_more() -> None:
     data, found = samples(), {}
     for clusters in (4, 16):
         model = network()
@@ -116,9 +116,12 @@ def test_more_values_lose_less_and_layers_over_the_limit_stay() -> None:
         found[clusters] = sqnr(network(), model, data)
     assert found[16] > found[4] + 8.0
     model = network()
-    decisions = share(model, data, clusters=4, loss=1e-9)
-    assert all(decision.action == "skipped" for decision in decisions.values())
-    assert sqnr(network(), model, data) > 100.0
+    decisions = share(model, data, clusters=4, loss=1e-4)
+    assert "256 values" in decisions["Conv:c1"].reason
+    assert "4 values would add" in decisions["Conv:c1"].reason
+    assert sqnr(network(), model, data) > found[4] + 8.0
+    with pytest.raises(Exception, match="needs calibration data"):
+        share(network(), loss=0.1)
 
 
 def test_zeros_of_an_earlier_pass_stay_zero() -> None:
