@@ -17,7 +17,8 @@ __all__ = ["Codebooks", "refitted", "share_for_outputs", "share_nearest", "weigh
 
 Array = np.ndarray[Any, Any]
 
-_ATOMS = 256  # of a distribution whose best clusters are found exactly, or four times the clusters
+_ATOMS = 256  # of a distribution whose best clusters are found exactly
+_EXACT = 32  # clusters at most for that; more are close to what the density says
 _LLOYD = 50
 _ROUNDS = 3  # of refitting the values and assigning weights to them anew
 _SWEEPS = 3
@@ -82,8 +83,9 @@ def weighted_kmeans(values: Array, weights: Array, clusters: int) -> Array:
     """Centres c, ascending, that make Σ weight (value - nearest c)² least.
 
     In one dimension clusters are intervals. Among so many quantiles the best ones are found by dynamic programming
-    (Bellman 1973; Wang and Song 2011, "Ckmeans.1d.dp"), and Lloyd's iterations on all values follow. Where there are
-    no more distinct values than clusters, the values themselves are the centres, the last one repeated.
+    (Bellman 1973; Wang and Song 2011, "Ckmeans.1d.dp"); many clusters begin where centres are as dense as the cube root
+    of the values' density (Panter and Dite 1951). Lloyd's iterations on all values follow. Where there are no more
+    distinct values than clusters, the values themselves are the centres, the last one repeated.
 
     Args:
         values: (n,).
@@ -99,7 +101,10 @@ def weighted_kmeans(values: Array, weights: Array, clusters: int) -> Array:
     if len(distinct) <= clusters:
         return np.concatenate([distinct, np.full(clusters - len(distinct), distinct[-1] if len(distinct) else 0.0)])
     sums = _Sums.of(v, w)
-    centres = sums.means(np.append(_best_cuts(sums, clusters), len(v)))
+    if clusters <= _EXACT:
+        centres = sums.means(np.append(_best_cuts(sums, clusters), len(v)))
+    else:
+        centres = _companded(v, w, clusters)
     for _ in range(_LLOYD):
         cuts = np.searchsorted(v, (centres[1:] + centres[:-1]) / 2, side="right")
         better = sums.means(np.concatenate([[0], cuts, [len(v)]]), centres)
@@ -140,7 +145,7 @@ class _Sums:
 def _best_cuts(sums: _Sums, clusters: int) -> Array:
     """Where the clusters of the least cost begin, of cuts at quantiles: (k,), the first is 0."""
     count = len(sums.w) - 1
-    cuts = np.unique(np.linspace(0, count, min(count, max(_ATOMS, 4 * clusters)) + 1).round().astype(np.int64))
+    cuts = np.unique(np.linspace(0, count, min(count, _ATOMS) + 1).round().astype(np.int64))
     costs = sums.costs(cuts, cuts)
     best = costs[0]
     starts = []
@@ -152,6 +157,15 @@ def _best_cuts(sums: _Sums, clusters: int) -> Array:
     for start in reversed(starts):
         found.append(int(start[found[-1]]))
     return np.append(0, cuts[np.array(found[:0:-1], np.int64)])
+
+
+def _companded(v: Array, w: Array, clusters: int) -> Array:
+    """So many centres, as dense as the cube root of the density, within the range of the values."""
+    density, edges = np.histogram(v, bins=4 * clusters, weights=w)
+    grown = np.concatenate([[0.0], np.cumsum(np.cbrt(density))])
+    wanted = (np.arange(clusters) + 0.5) / clusters * grown[-1]
+    centres: Array = np.interp(wanted, grown, edges)
+    return centres
 
 
 def share_nearest(W: Array, importance: Array, clusters: int, rows: int, zero: bool = False) -> Codebooks:
