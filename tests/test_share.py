@@ -119,7 +119,7 @@ def test_more_values_lose_less_and_layers_over_their_share_get_more() -> None:
     decisions = share(model, data, clusters=4, loss=1e-4)
     assert "256 values" in decisions["Conv:c1"].reason
     assert "4 values would add" in decisions["Conv:c1"].reason
-    assert sqnr(network(), model, data) > found[4] + 1.0  # the classifier is too small for 256 values
+    assert sqnr(network(), model, data) > found[4]  # the classifier, too small for 256 values, makes most noise
     with pytest.raises(Exception, match="needs calibration data"):
         share(network(), loss=0.1)
 
