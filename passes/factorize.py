@@ -127,7 +127,7 @@ class Factorize(Pass):
             error = errors.get(layer.name, math.nan)
             told = "" if math.isnan(error) else f"; relative {'output' if data else 'weight'} error {error:.2g}"
             if layer.name in chosen and layer.name in errors:
-                ctx.act(layer, "factorized", chosen[layer.name].described() + told)
+                ctx.act(layer, "factorized", chosen[layer.name].text + told)
             elif layer.name in errors and told:
                 ctx.act(layer, "adjusted", f"to products before it{told}")
             else:

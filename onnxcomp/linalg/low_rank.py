@@ -197,11 +197,10 @@ def output_loss(W: Array, H: Array, product: Array) -> float:
 
 def tapped_moment(H: Array, first: Array) -> Array:
     """Second moment of what the first factor gives at all taps, (T·r, T·r), not quite singular."""
-    rank, q = first.shape
     half = _tapped(H, first)
-    moment = (first @ half.reshape(-1, q, half.shape[1])).reshape(-1, half.shape[1])
-    assert len(moment) == len(H) // q * rank
-    return damped(((moment + moment.T) / 2)[None], _RIDGE)[0]
+    moment: Array = (first @ half.reshape(-1, first.shape[1], half.shape[1])).reshape(-1, half.shape[1])
+    moment = damped(((moment + moment.T) / 2)[None], _RIDGE)[0]
+    return moment
 
 
 def _tapped(H: Array, first: Array) -> Array:

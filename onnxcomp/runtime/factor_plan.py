@@ -32,17 +32,21 @@ class Choice:
     Attributes:
         unit, option: which.
         ratio: measured time of the layers over their time as products; None where nothing was measured.
+        text: that for people, for instance ``3x3 (24), 1x1; measured 1.52 times as fast``.
     """
 
     unit: Unit
     option: Option
     ratio: float | None
+    text: str
 
-    def described(self) -> str:
-        """For instance ``3x3 (24), 1x1; measured 1.52 times as fast``."""
-        text = self.option.form.described(kernel_of(self.unit.layers[0]), self.option.ranks)
-        shared = "" if len(self.unit.layers) == 1 else f", the first shared by {self.unit.name}"
-        return f"{text}{shared}" + ("" if self.ratio is None else f"; measured {self.ratio:.2f} times as fast")
+    @classmethod
+    def of(cls, unit: Unit, option: Option, ratio: float | None) -> Choice:
+        """Of layers that are still whole."""
+        text = option.form.described(kernel_of(unit.layers[0]), option.ranks)
+        if len(unit.layers) > 1:
+            text += f", the first shared by {unit.name}"
+        return cls(unit, option, ratio, text if ratio is None else f"{text}; measured {ratio:.2f} times as fast")
 
 
 Chosen = Mapping[int, Option]  # by the places of units
@@ -212,7 +216,7 @@ class FactorPlan:
                     ]
                     text = option.form.described(kernel_of(unit.layers[0]), option.ranks)
                     self._explain(unit, f"as {text} it would run {timed.ratio:.2f} times as fast")
-                self.choices.append(Choice(unit, option, None if timed is None else timed.ratio))
+                self.choices.append(Choice.of(unit, option, None if timed is None else timed.ratio))
             if not slow:
                 break
         taken = {layer.name for choice in self.choices for layer in choice.unit.layers}
