@@ -23,6 +23,7 @@ from onnxcomp.runtime.factor_times import FactorTimes
 from onnxcomp.runtime.factorizing import factorize, factorize_by_weights
 from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.fits import can_be_observed
+from onnxcomp.runtime.sensitivity import output_moments
 from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
@@ -30,7 +31,7 @@ from onnxcomp.runtime.target import Target
 __all__ = ["Factorize"]
 
 DEFAULT_ERROR = 0.01
-_MACS, _PROBE_MACS = 1e11, 1e10  # that samples may take to run once
+_MACS, _PROBE_MACS, _GRADIENT_MACS = 1e11, 1e10, 3e10  # that samples may take to run once
 _RUNS_PER_SAMPLE = 40  # of the model: a prefix of two models in each stage, and the probe of each layer
 _UNOBSERVED = "what it reads cannot be observed on the calibration data, or is not finite, or is too wide"
 _NO_DATA = (
@@ -120,8 +121,8 @@ class Factorize(Pass):
         macs = cost(model, shapes).per_layer
         plan = FactorPlan(units, times, float(sum(macs[layer.name].macs for layer in layers)))
         missed = self._choose(plan, model, feeds, ctx)
-        reasons |= plan.reasons
         errors = self._write(model, plan, data, feeds, ctx) if plan.choices else {}
+        reasons |= plan.reasons
         chosen = {layer.name: choice for choice in plan.choices for layer in choice.unit.layers}
         for layer in every:
             error = errors.get(layer.name, math.nan)
@@ -168,7 +169,10 @@ class Factorize(Pass):
             return layer_units(layers, shapes, align)
         samples = affordable(model, shapes, data, _MACS)
         probe = affordable(model, shapes, data, _PROBE_MACS, 64)
-        return measured_units(model, layers, joined(layers), shapes, align, samples, probe, ctx.progress)
+        gradient = affordable(model, shapes, data, _GRADIENT_MACS, 256)
+        moments = {} if self.energy else output_moments(model, layers, gradient, ctx.rng(), ctx.progress)
+        groups = joined(layers)
+        return measured_units(model, layers, groups, shapes, align, samples, probe, moments, ctx.progress)
 
     def _choose(self, plan: FactorPlan, model: Model, feeds: Feeds, ctx: Context) -> str:
         """Fill the plan; returns what it does not reach, as a sentence."""

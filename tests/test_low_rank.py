@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,9 @@ def test_losses_fall_with_the_rank(seed: int, taps: int) -> None:
     W, H = problem(seed, 5, 4 * taps)
     whole = first_factors(W, H, taps)
     two = [output_loss(W, H, Factors(whole[:r], last_factor(W, H, whole[:r])).product()) for r in range(1, 5)]
-    assert all(after <= before * (1 + 1e-6) + 1e-9 for before, after in zip(two, two[1:], strict=False))
+    assert all(after <= before * (1 + 1e-6) + 1e-9 for before, after in itertools.pairwise(two))
     three = [output_loss(W, H, with_middle(refined(W, H, whole[:2]), H, s).product()) for s in range(1, 6)]
-    assert all(after <= before * (1 + 1e-6) + 1e-9 for before, after in zip(three, three[1:], strict=False))
+    assert all(after <= before * (1 + 1e-6) + 1e-9 for before, after in itertools.pairwise(three))
 
 
 @settings(max_examples=20)

@@ -18,6 +18,7 @@ from onnxcomp.linalg.low_rank import Factors, Truncation, first_factors, last_fa
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.fits import Fit, observe_stage, parts_of
+from onnxcomp.runtime.sensitivity import Weighting
 from onnxcomp.runtime.sparsity_plan import chunks, error_alone
 
 __all__ = ["Option", "Unit", "layer_units", "measured_units"]
@@ -57,7 +58,7 @@ class Unit:
         layers: of the main graph.
         macs: multiply-accumulates as they are.
         options: what they could be, of each form from the most operations to the least.
-        scales: by which the outputs of each are multiplied, so that their errors count as they reach the outputs.
+        weightings: of the outputs of each, by what their errors do to the model's.
         reach: relative error of the model's outputs for each unit of loss.
         energy: the loss when nothing is left of the outputs.
     """
@@ -65,7 +66,7 @@ class Unit:
     layers: list[WeightedLayer]
     macs: int
     options: list[Option]
-    scales: list[float] = field(default_factory=lambda: [1.0])
+    weightings: list[Weighting] = field(default_factory=lambda: [Weighting()])
     reach: float = 1.0
     energy: float = 1.0
 
@@ -81,12 +82,13 @@ class Unit:
 
 @dataclass
 class _Seen:
-    """What is known of a layer: its weight and the moment of its inputs, (outputs, d) and (d, d)."""
+    """What is known of a layer: its weighted weight and the moment of its inputs, (outputs, d) and (d, d)."""
 
     layer: WeightedLayer
     W: Array
     H: Array
     variance: float
+    weighting: Weighting = field(default_factory=Weighting)
     reach: float = 1.0
 
     @cached_property
@@ -156,6 +158,7 @@ def measured_units(
     multiple: int,
     dataset: Dataset,
     probe: Dataset,
+    sensitivities: Mapping[str, Array],
     progress: Progress = silent,
 ) -> list[Unit]:
     """Units judged by what their outputs lose on samples, and by how far a loss reaches, each measured alone.
@@ -170,6 +173,7 @@ def measured_units(
         multiple: of channels that ranks are.
         dataset: samples to observe.
         probe: samples to measure the outputs on.
+        sensitivities: by layer, G as ``output_moments`` finds it; outputs of others count alike.
         progress: shows the batches.
 
     Raises:
@@ -181,7 +185,9 @@ def measured_units(
     waiting: dict[int, list[_Seen]] = {}
     units: list[Unit] = []
     for chunk in chunks(sorted(layers, key=lambda layer: grouped.get(id(layer), -1))):
-        for seen in progress(_observed(model, chunk, dataset, progress, reference, probe), "measuring losses"):
+        for seen in progress(
+            _observed(model, chunk, dataset, progress, reference, probe, sensitivities), "measuring losses"
+        ):
             units.append(_unit(seen, sizes))
             if (index := grouped.get(id(seen.layer))) is not None:
                 waiting.setdefault(index, []).append(seen)
@@ -200,6 +206,7 @@ def _observed(
     progress: Progress,
     reference: Sequence[dict[str, Any]],
     probe: Dataset,
+    sensitivities: Mapping[str, Array],
 ) -> list[_Seen]:
     own = {layer.name: layer for layer in chunk}
     result = []
@@ -208,10 +215,13 @@ def _observed(
             continue
         fitting, held_out = parts_of(regression, takes_constants(model.graph, layer))
         fit = Fit.to(regression.target.astype(np.float64), fitting + held_out)
-        seen = _Seen(layer, fit.W[0], fit.H[0], float(fit.seen.output_variance.sum()) or 1.0)
+        G = sensitivities.get(layer.name)
+        weighting = Weighting.of(G, None if G is None else fit.W[0] @ fit.seen.covariance[0] @ fit.W[0].T)
+        variance = float(fit.seen.output_variance.sum()) or 1.0
+        seen = _Seen(layer, weighting.applied(fit.W[0]), fit.H[0], variance, weighting)
         losses = seen.truncation.losses()[1:] / seen.variance
         rank = 1 + int(np.argmin(np.abs(np.log(np.maximum(losses, _LEAST_LOSS) / _PROBED))))
-        lossy = seen.truncation.factors(rank).product()[None]
+        lossy = weighting.undone(seen.truncation.factors(rank).product())[None]
         error = error_alone(model, layer, fit, lossy, probe, reference)
         result.append(replace(seen, reach=error / max(float(losses[rank - 1]), _LEAST_LOSS)))
     return result
@@ -232,7 +242,7 @@ def _unit(seen: _Seen, sizes: _Sizes) -> Unit:
                 tucker = replace(form, middle=True)
                 options += sizes.options([layer], tucker, {r: v / seen.variance for r, v in with_middle.items()})
         options += sizes.options([layer], form, {ranks: loss / seen.variance for ranks, loss in found.items()})
-    return Unit([layer], sizes.macs([layer]), options, reach=seen.reach)
+    return Unit([layer], sizes.macs([layer]), options, [seen.weighting], seen.reach)
 
 
 def _tapped_losses(seen: _Seen, form: Form, sizes: _Sizes) -> tuple[dict[Ranks, float], dict[Ranks, float]]:
@@ -262,10 +272,11 @@ def _shared(units: Sequence[Unit], groups: Sequence[Sequence[_Seen]], sizes: _Si
         alone = [of_layer[id(seen.layer)] for seen in group]
         scales = [(unit.reach / seen.variance) ** 0.5 for unit, seen in zip(alone, group, strict=True)]
         stacked = np.concatenate([scale * seen.W for scale, seen in zip(scales, group, strict=True)])
+        weightings = [seen.weighting.scaled(scale) for scale, seen in zip(scales, group, strict=True)]
         losses = Truncation.of(stacked, group[0].H).losses()
         layers = [seen.layer for seen in group]
         options = sizes.options(layers, forms_of(layers[0])[0], sizes.by_rank(losses))
-        together = Unit(layers, sizes.macs(layers), options, scales, energy=sum(unit.reach for unit in alone))
+        together = Unit(layers, sizes.macs(layers), options, weightings, energy=sum(unit.reach for unit in alone))
         if _at_half(together) < _GAIN * sum(map(_at_half, alone)):
             kept = [unit for unit in kept if unit not in alone]
             kept.append(together)

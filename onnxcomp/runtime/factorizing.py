@@ -129,11 +129,12 @@ def _write(model: Model, choice: Choice, seen: Sequence[Regression]) -> dict[str
     columns = columns_of(layers[0], form)
     inputs = moments[0]
     H = damped(inputs.covariance, damping_for(inputs.count, len(columns)))[0][np.ix_(columns, columns)]
-    scales = choice.unit.scales
-    W = np.concatenate([scale * each for scale, each in zip(scales, fits, strict=True)])[:, columns]
+    weightings = choice.unit.weightings
+    W = np.concatenate([own.applied(each) for own, each in zip(weightings, fits, strict=True)])[:, columns]
     factors = _factors(W, H, form.taps(kernel_of(layers[0])), choice.option.ranks).normalized(H)
-    rows = np.repeat(scales, [len(each) for each in fits])
-    factors = Factors(factors.first, factors.last / rows[:, None], factors.middle)
+    ends = np.split(factors.last, np.cumsum([len(each) for each in fits])[:-1])
+    last = np.concatenate([own.undone(end) for own, end in zip(weightings, ends, strict=True)])
+    factors = Factors(factors.first, last, factors.middle)
     product = np.empty_like(W)
     product[:, columns] = factors.product()
     write_factors(model, layers, form, factors)
