@@ -17,6 +17,7 @@ ICLR 2016, arXiv:1511.06530).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,6 +154,31 @@ def last_factor(W: Array, H: Array, first: Array) -> Array:
     crossed = W @ _tapped(H, first)
     second: Array = cho_solve(cho_factor(tapped_moment(H, first)), crossed.T).T
     return second
+
+
+def nested_fits(W: Array, H: Array, first: Array, ranks: Sequence[int]) -> Iterator[tuple[float, Truncation]]:
+    """For each rank r, with the first r rows as first factor: the loss, and what a middle factor would add to it.
+
+    All are parts of the products with the whole of ``first``.
+
+    Args:
+        W, H: as of ``first_factors``.
+        first: as that returns it.
+        ranks: of the first factor.
+    """
+    if not len(ranks):
+        return
+    first = first[: max(ranks)]
+    taps = W.shape[1] // first.shape[1]
+    energy = float(((W @ H) * W).sum())
+    crossed = (W @ _tapped(H, first)).reshape(len(W), taps, -1)
+    moments = tapped_moment(H, first).reshape(taps, len(first), taps, len(first))
+    for rank in ranks:
+        moment = moments[:, :rank, :, :rank].reshape(taps * rank, -1)
+        cross = crossed[:, :, :rank].reshape(len(W), -1)
+        second = cho_solve(cho_factor(moment), cross.T).T
+        loss = energy - 2.0 * float((second * cross).sum()) + float(((second @ moment) * second).sum())
+        yield max(loss, 0.0), Truncation.of(second, moment)
 
 
 def refined(W: Array, H: Array, first: Array, sweeps: int = 4) -> Factors:

@@ -14,7 +14,7 @@ from onnxcomp.evaluate import outputs
 from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.factors import Form, Ranks, columns_of, forms_of, kernel_of, macs_of
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.linalg.low_rank import Factors, Truncation, first_factors, last_factor, output_loss, tapped_moment
+from onnxcomp.linalg.low_rank import Truncation, first_factors, nested_fits
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.fits import Fit, observe_stage, parts_of
@@ -31,6 +31,7 @@ _WORTHWHILE = 0.97  # of the operations of a layer, that a product may have at m
 _PROBED = 0.01  # relative loss of a layer at which its reach to the outputs is measured, about
 _LEAST_REACH = 0.5  # over the median; where errors seem to average out, those of unlike samples may not
 _LEAST_LOSS = 1e-9
+_NOTHING = 1e-7
 _GAIN = 0.9  # of the loss as layers of their own, that layers of a shared first factor may have at most
 
 
@@ -110,10 +111,18 @@ class _Sizes:
         most = _WORTHWHILE * self.macs(layers)
         found = [Option(form, ranks, macs_of(layers, form, ranks, read, given), loss) for ranks, loss in losses.items()]
         kept: list[Option] = []
+        # What is less than rounding errors is no loss: fewer operations are better then.
+        found = [replace(option, loss=0.0) if option.loss < _NOTHING else option for option in found]
         for option in sorted(found, key=lambda option: (option.macs, option.loss, option.ranks)):
             if option.macs <= most and (not kept or option.loss < kept[-1].loss):
                 kept.append(option)
         return kept[::-1]
+
+    def most_rank(self, layers: Sequence[WeightedLayer], form: Form) -> int:
+        """Below which a form of two factors saves operations."""
+        node = layers[0].node
+        one = macs_of(layers, form, (1,), self.shapes[node.inputs[0].name], self.shapes[node.outputs[0].name])
+        return self.macs(layers) // one + 1
 
     def macs(self, layers: Sequence[WeightedLayer]) -> int:
         """Of layers as they are."""
@@ -250,15 +259,16 @@ def _tapped_losses(seen: _Seen, form: Form, sizes: _Sizes) -> tuple[dict[Ranks, 
     columns = columns_of(seen.layer, form)
     W, H = seen.W[:, columns], seen.H[np.ix_(columns, columns)]
     whole = first_factors(W, H, form.taps(kernel_of(seen.layer)))
-    ranks = sizes.ranks(len(whole) + 1)  # all of the first factor's may be left where the second loses some
+    # With a middle factor all channels of the first one may be left.
+    most = len(whole) + 1 if not any(form.spans) else sizes.most_rank([seen.layer], form)
+    ranks = sizes.ranks(most)
     ranks = ranks[np.unique(np.linspace(0, len(ranks) - 1, _MOST_RANKS).astype(int))] if len(ranks) else ranks
     two: dict[Ranks, float] = {}
     three: dict[Ranks, float] = {}
-    for rank in ranks.tolist():
-        factors = Factors(whole[:rank], last_factor(W, H, whole[:rank]))
-        two[(rank,)] = loss = max(0.0, output_loss(W, H, factors.product()))
+    for rank, (loss, truncation) in zip(ranks.tolist(), nested_fits(W, H, whole, ranks.tolist()), strict=True):
+        two[(rank,)] = loss
         if not any(form.spans):
-            losses = Truncation.of(factors.last, tapped_moment(H, factors.first)).losses()
+            losses = truncation.losses()
             for outer in sizes.ranks(len(losses) - 1).tolist():
                 three[rank, outer] = loss + float(losses[outer])
     return two, three
@@ -277,12 +287,21 @@ def _shared(units: Sequence[Unit], groups: Sequence[Sequence[_Seen]], sizes: _Si
         layers = [seen.layer for seen in group]
         options = sizes.options(layers, forms_of(layers[0])[0], sizes.by_rank(losses))
         together = Unit(layers, sizes.macs(layers), options, weightings, energy=sum(unit.reach for unit in alone))
-        if _at_half(together) < _GAIN * sum(map(_at_half, alone)):
+        if _loses_less(together, alone):
             kept = [unit for unit in kept if unit not in alone]
             kept.append(together)
     return kept
 
 
-def _at_half(unit: Unit) -> float:
-    """The loss with half of the operations."""
-    return min((unit.loss(option) for option in unit.options if 2 * option.macs <= unit.macs), default=unit.reach)
+def _loses_less(together: Unit, alone: Sequence[Unit]) -> bool:
+    """With half of the operations; where they lose the same, with how many they lose no more."""
+    loss, macs = _at_half(together)
+    others = [_at_half(unit) for unit in alone]
+    least = sum(other for other, _ in others)
+    return loss < _GAIN * least or (loss <= least and macs < _GAIN * sum(own for _, own in others))
+
+
+def _at_half(unit: Unit) -> tuple[float, int]:
+    """The least loss with half of the operations, and the operations that it takes."""
+    found = [(unit.loss(option), option.macs) for option in unit.options if 2 * option.macs <= unit.macs]
+    return min(found, default=(unit.reach * unit.energy, 0))
