@@ -18,6 +18,7 @@ ENTRY_POINT_GROUP = "onnxcomp.passes"
 # Modules are named, not imported: a command that only prints help must not load SciPy.
 _BUILT_IN = {
     "equalize": "onnxcomp.passes.equalize:Equalize",
+    "factorize": "onnxcomp.passes.factorize:Factorize",
     "fold": "onnxcomp.passes.fold:Fold",
     "prune": "onnxcomp.passes.prune:Prune",
     "quant": "onnxcomp.passes.quant:Quant",

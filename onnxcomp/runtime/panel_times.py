@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from onnxcomp.graph.layers import WeightedLayer
-from onnxcomp.graph.panels import channel_axis
 from onnxcomp.model import Model
 from onnxcomp.runtime.layer_times import ordinary_values
+from onnxcomp.runtime.pieces import ATTRIBUTES, Builder, Neighbours
 from onnxcomp.runtime.timings import TimingTable
 
 __all__ = ["PanelTimes"]
@@ -21,8 +19,6 @@ Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _SECONDS = 0.15  # of timed runs of a pair
-_NARROW = 16  # channels of what stands before and behind
-_ATTRIBUTES = ("kernel_shape", "strides", "pads", "dilations", "auto_pad", "transA", "transB", "alpha")
 _LEAST = 0.02  # of the layer's time: what is less is noise
 
 
@@ -69,66 +65,27 @@ class _Piece:
     def __init__(self, layer: WeightedLayer, shape: Sequence[int], outputs: int) -> None:
         self._layer = layer
         self._outputs = outputs
-        self._shape = tuple(shape)
-        self._axis = channel_axis(layer, len(shape))
-        self._inputs = self._shape[self._axis]
-        self.fed = (
-            (self._shape[0], _NARROW, *self._shape[2:]) if layer.kind == "Conv" else self._shape
-        )  # what the piece is fed
+        self._beside = Neighbours(layer, shape)
+        self._inputs = self._beside.inputs
+        self.fed = self._beside.fed  # what the piece is fed
 
     def empty(self) -> Model:
         """The neighbours alone."""
-        build = _Builder()
-        return build.model(self._after(build, self._before(build), self._inputs), self.fed)
+        build = Builder()
+        return build.model([self._beside.after(build, self._beside.before(build), self._inputs)], self.fed)
 
     def model(self, panels: int = 1, channels: int | None = None) -> Model:
         """With the layer, whole or in panels."""
-        build, layer = _Builder(), self._layer
-        value = self._before(build)
+        build, layer = Builder(), self._layer
+        value = self._beside.before(build)
         weight = list(layer.shape)
         weight[layer.out_axis] = self._outputs
-        attributes = {name: value for name, value in layer.node.attrs.items() if name in _ATTRIBUTES}
+        attributes = {name: value for name, value in layer.node.attrs.items() if name in ATTRIBUTES}
         if channels is not None:
             chosen = [np.sort((np.arange(channels) * 7 + start) % self._inputs) for start in range(panels)]
-            value = build.node("Gather", [value, build.constant(np.concatenate(chosen))], axis=self._axis)
+            value = build.node("Gather", [value, build.constant(np.concatenate(chosen))], axis=self._beside.axis)
             weight[layer.in_axis] = channels
             if layer.kind == "Conv":
                 attributes["group"] = panels
-        value = build.node(layer.node.op, [value, build.constant(ordinary_values(weight, np.float32))], **attributes)
-        return build.model(self._after(build, value, self._outputs), self.fed)
-
-    def _before(self, build: _Builder) -> str:
-        if self._layer.kind == "Conv":
-            ones = [1] * (len(self._shape) - 2)
-            return build.node("Relu", [build.node("Conv", ["x", build.values(self._inputs, _NARROW, *ones)])])
-        return build.node("Add", ["x", build.values(1)])
-
-    def _after(self, build: _Builder, value: str, outputs: int) -> str:
-        if self._layer.kind == "Conv":
-            ones = [1] * (len(self._shape) - 2)
-            return build.node("Conv", [value, build.values(_NARROW, outputs, *ones)])
-        return build.node("Add", [value, build.values(1)])
-
-
-class _Builder:
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
-
-    def constant(self, value: Array) -> str:
-        self._constants.append(numpy_helper.from_array(value, f"c{len(self._constants)}"))
-        return str(self._constants[-1].name)
-
-    def values(self, *shape: int) -> str:
-        return self.constant(ordinary_values(shape, np.float32))
-
-    def node(self, op: str, inputs: list[str], **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(op, inputs, [f"v{len(self._nodes)}"], **attributes))
-        return str(self._nodes[-1].output[0])
-
-    def model(self, output: str, fed: Sequence[int]) -> Model:
-        kind = onnx.TensorProto.FLOAT
-        inputs, outputs = ([helper.make_tensor_value_info(n, kind, s)] for n, s in (("x", fed), (output, None)))
-        graph = helper.make_graph(self._nodes, "piece", inputs, outputs, self._constants)
-        opset = helper.make_opsetid("", 17)
-        return Model.from_proto(helper.make_model(graph, opset_imports=[opset], ir_version=8))
+        value = build.node(layer.node.op, [value, build.values(*weight)], **attributes)
+        return build.model([self._beside.after(build, value, self._outputs)], self.fed)

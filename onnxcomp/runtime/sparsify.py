@@ -14,7 +14,6 @@ from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.masks import kept_mask
-from onnxcomp.graph.residual import other_branch
 from onnxcomp.graph.sparsity import SparseForm
 from onnxcomp.linalg.gptq import damped
 from onnxcomp.linalg.patterns import Pattern
@@ -27,7 +26,7 @@ from onnxcomp.runtime.fits import observe_stage, parts_of
 from onnxcomp.runtime.regression import Regression
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.sparsity_plan import loss_curves
-from onnxcomp.runtime.stages import depths, stages
+from onnxcomp.runtime.stages import added_branches, stages
 
 __all__ = ["Sparsified", "make_sparse", "sparsify", "sparsify_by_size"]
 
@@ -122,7 +121,7 @@ def sparsify(
     """
     original = model.copy()
     reference = {layer.name: layer for layer in weighted_layers(original)}
-    branches = _branches(model, list(patterns))
+    branches = added_branches(model, list(patterns))
     done: dict[str, Sparsified] = {}
     for stage in stages(model, list(patterns), most_stages):
         fed = stage[0][0]
@@ -130,17 +129,6 @@ def sparsify(
             if regression.fitting.finite and regression.held_out.finite:
                 done[layer.name] = _sparsify(model, layer, regression, patterns[layer], score, fill)
     return done
-
-
-def _branches(model: Model, layers: Sequence[WeightedLayer]) -> dict[str, str]:
-    """By layer, what is added to its outputs, where all layers before that are done before the layer."""
-    found, depth_of = depths(model, layers)
-    branches = {}
-    for depth, layer in found:
-        other = other_branch(model.graph, layer)
-        if other is not None and depth_of.get(id(other), 0) <= depth:
-            branches[layer.name] = other.name
-    return branches
 
 
 def _sparsify(

@@ -26,7 +26,7 @@ from onnxcomp.runtime.fits import Fit, observe_stage, parts_of
 from onnxcomp.runtime.layouts import layout_of
 from onnxcomp.runtime.regression import Regression
 
-__all__ = ["LossCurves", "PatternOf", "loss_curves"]
+__all__ = ["LossCurves", "PatternOf", "chunks", "error_alone", "loss_curves"]
 
 Array = np.ndarray[Any, Any]
 PatternOf: TypeAlias = Callable[[WeightedLayer, float], Pattern]
@@ -118,7 +118,7 @@ def loss_curves(
     curves: dict[str, Array] = {}
     reaches: dict[str, float] = {}
     own = {layer.name: layer for layer in layers}
-    for chunk in _chunks(layers):
+    for chunk in chunks(layers):
         seen = observe_stage(model, model, [(0, layer) for layer in chunk], -1, own, dataset, progress)
         for layer, regression in seen:
             if not (regression.fitting.finite and regression.held_out.finite):
@@ -126,12 +126,12 @@ def loss_curves(
             curve, candidates, fit = _curve(model, layer, regression, pattern)
             losses = [fit.loss(W) for W in candidates]
             index = int(np.argmin(np.abs(np.log(np.maximum(losses, _LEAST_LOSS) / _PROBED))))
-            error = _error_alone(model, layer, fit, candidates[index], probe, reference)
+            error = error_alone(model, layer, fit, candidates[index], probe, reference)
             curves[layer.name], reaches[layer.name] = curve, error / max(losses[index], _LEAST_LOSS)
     return LossCurves({name: float(layer.array().size) for name, layer in own.items()}, curves, reaches)
 
 
-def _chunks(layers: Sequence[WeightedLayer]) -> Iterator[list[WeightedLayer]]:
+def chunks(layers: Sequence[WeightedLayer]) -> Iterator[list[WeightedLayer]]:
     """Consecutive layers whose moments fit in memory together."""
     chunk: list[WeightedLayer] = []
     size = 0
@@ -165,7 +165,7 @@ def _curve(
     return np.maximum.accumulate(np.maximum(losses, _LEAST_LOSS)), candidates, fit
 
 
-def _error_alone(
+def error_alone(
     model: Model, layer: WeightedLayer, fit: Fit, W: Array, probe: Dataset, reference: Sequence[dict[str, Any]]
 ) -> float:
     """Relative error of the model's outputs when this layer alone has weights W."""

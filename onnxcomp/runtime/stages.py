@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.layers import WeightedLayer
+from onnxcomp.graph.residual import other_branch
 from onnxcomp.model import Model
 
-__all__ = ["depths", "stages"]
+__all__ = ["added_branches", "depths", "stages"]
 
 
 def stages(model: Model, layers: Sequence[WeightedLayer], most: int) -> list[list[tuple[int, WeightedLayer]]]:
@@ -44,6 +45,17 @@ def depths(model: Model, layers: Sequence[WeightedLayer]) -> tuple[list[tuple[in
         for tensor in node.outputs:
             depth_of[id(tensor)] = depth
     return found, depth_of
+
+
+def added_branches(model: Model, layers: Sequence[WeightedLayer]) -> dict[str, str]:
+    """By layer, what is added to its outputs, where all layers before that are done before the layer."""
+    found, depth_of = depths(model, layers)
+    branches = {}
+    for depth, layer in found:
+        other = other_branch(model.graph, layer)
+        if other is not None and depth_of.get(id(other), 0) <= depth:
+            branches[layer.name] = other.name
+    return branches
 
 
 def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
