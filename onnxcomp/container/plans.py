@@ -1,0 +1,163 @@
+"""How each plane of bytes is coded, and the choice of it by size."""
+
+from __future__ import annotations
+
+import lzma
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxcomp.container import scales, taps
+from onnxcomp.container.magnitudes import magnitudes
+from onnxcomp.container.tables import entropy
+from onnxcomp.container.wire import deflated
+
+__all__ = ["Mode", "Plan", "plan", "raw", "stages_of"]
+
+Array = np.ndarray[Any, Any]
+
+_WORTH_SCALES = 512  # codes; the levels of fewer cost more than they save
+_WORTH_TAPS = 256  # kernels
+_TABLE = 40.0  # bytes that a table takes, about; what it costs in the end is settled when all are known
+_SAMPLE = 2**16
+
+
+class Mode(IntEnum):
+    """How a plane is stored."""
+
+    RAW = 0  # as it is
+    REPEATS = 1  # through LZMA, for what repeats
+    ONE = 2  # entropy coded with one table
+    SCALED = 3  # with a table for each class of scale
+    PREDICTED = 4  # the same, for differences from predictions
+
+
+@dataclass
+class Plan:
+    """A plane and how it is coded.
+
+    Attributes:
+        mode: how.
+        symbols: its bytes; with ``PREDICTED`` their differences, one row for each tap.
+        classes: of the symbols, where there are several.
+        counts: of symbols, one row for each class.
+        levels, coefficients: what classes and predictions are computed from.
+        packed: the bytes to store, with ``RAW`` and ``REPEATS``.
+        tables: the table of each class, once they are known.
+    """
+
+    mode: Mode
+    symbols: Array
+    classes: Array | None = None
+    counts: Array = field(default_factory=lambda: np.zeros((0, 256), np.int64))
+    levels: scales.Levels | None = None
+    coefficients: list[Array] = field(default_factory=list)
+    packed: bytes = b""
+    tables: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def plan(symbols: Array, shape: tuple[int, int, int], element: int, is_whole: bool) -> Plan:
+    """The smallest way to code a plane.
+
+    Args:
+        symbols: its bytes, in the order of the array.
+        shape: rows, columns, taps.
+        element: type of ONNX.
+        is_whole: whether it is the array's only plane.
+    """
+    counts = np.bincount(symbols, minlength=256)[None]
+    one = entropy(counts)
+    if repeats := _repeats(symbols, one):
+        return Plan(Mode.REPEATS, symbols, packed=repeats)
+    if one + _TABLE / 8 >= len(symbols):
+        return raw(symbols)
+    magnitude = magnitudes(element) if is_whole else None
+    if magnitude is not None and len(symbols) >= _WORTH_SCALES and min(shape[0], shape[1] * shape[2]) > 1:
+        scaled = _scaled(symbols.reshape(shape), magnitude, element)
+        if _size(scaled) < one:
+            return scaled
+    return Plan(Mode.ONE, symbols, counts=counts)
+
+
+def raw(symbols: Array) -> Plan:
+    """A plane as it is."""
+    return Plan(Mode.RAW, symbols, packed=symbols.tobytes())
+
+
+def _repeats(symbols: Array, one: float) -> bytes:
+    """The plane through LZMA, if that beats entropy coding on a sample and on all of it."""
+    sample = symbols[:_SAMPLE]
+    fast = len(lzma.compress(sample.tobytes(), lzma.FORMAT_RAW, filters=[_FAST]))
+    expected = one * len(sample) / max(1, len(symbols)) + min(_TABLE, len(sample) / 8)
+    if fast >= 0.9 * expected:
+        return b""
+    packed = deflated(symbols.tobytes())
+    return packed if len(packed) < one else b""
+
+
+_FAST = {"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": _SAMPLE}
+
+
+def _scaled(codes: Array, magnitude: Array, element: int) -> Plan:
+    rows, columns, count = codes.shape
+    steps = _steps(codes.size / (rows + columns))
+    levels = scales.fit(magnitude[codes], steps)
+    coefficients: list[Array] = []
+    if element in (TensorProto.INT8, TensorProto.UINT8) and 1 < count and rows * columns >= _WORTH_TAPS:
+        coefficients, bits = taps.fit(codes.view(np.int8), scales.kernel_scales(levels, steps))
+        if bits / 8 < sum(map(len, coefficients)) + _TABLE:
+            coefficients = []
+    if not coefficients:
+        return _counted(Plan(Mode.SCALED, codes.ravel(), scales.classes(levels).ravel(), levels=levels))
+    ordered = np.ascontiguousarray(codes.reshape(-1, count).T)
+    signed = ordered.view(np.int8)
+    differences = ordered.copy()
+    for tap, weights in enumerate(coefficients, 1):
+        differences[tap] -= taps.predicted(signed[:tap], weights).view(np.uint8)
+    back = differences.T.reshape(codes.shape)
+    levels = scales.fit(magnitude[back], steps)
+    classes = np.ascontiguousarray(scales.classes(levels).reshape(-1, count).T)
+    return _counted(Plan(Mode.PREDICTED, differences, classes, levels=levels, coefficients=coefficients))
+
+
+def _steps(codes_a_level: float) -> int:
+    """Levels for each factor of two: fine ones where many codes share the cost of one."""
+    return 1 if codes_a_level < 24 else 2 if codes_a_level < 96 else 3
+
+
+def _counted(planned: Plan) -> Plan:
+    assert planned.classes is not None
+    keys = (planned.classes.astype(np.intp) << 8) | planned.symbols
+    count = int(planned.classes.max()) + 1
+    planned.counts = np.bincount(keys.ravel(), minlength=256 * count).reshape(count, 256)
+    return planned
+
+
+def _size(planned: Plan) -> float:
+    """Bytes, with a guess at what levels and tables take."""
+    assert planned.levels is not None
+    side = sum(entropy(np.bincount(level)[None]) for level in planned.levels) * 1.15
+    used = int((planned.counts.sum(axis=1) > 0).sum())
+    return entropy(planned.counts) + side + 10.0 * used + sum(map(len, planned.coefficients))
+
+
+def stages_of(plans: list[Plan]) -> list[tuple[Array, Array]]:
+    """What is decoded one after the other, symbols and their tables: the taps of kernels wait for those before."""
+    parts: dict[int, list[tuple[Array, Array]]] = {}
+    for planned in plans:
+        if planned.mode < Mode.ONE:
+            continue
+        tables = planned.tables.astype(np.uint8)
+        if planned.mode == Mode.PREDICTED:
+            assert planned.classes is not None
+            for tap, (symbols, found) in enumerate(zip(planned.symbols, planned.classes, strict=True)):
+                parts.setdefault(tap, []).append((symbols, tables[found]))
+        else:
+            found = np.zeros(1, np.uint8) if planned.classes is None else planned.classes
+            chosen = np.broadcast_to(tables[found], planned.symbols.shape)
+            parts.setdefault(0, []).append((planned.symbols, chosen))
+    joined = ((np.concatenate([part[side] for part in parts[stage]]) for side in (0, 1)) for stage in sorted(parts))
+    return [(symbols, tables) for symbols, tables in joined]
