@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.container import planes, rans, scales, taps
+from onnxcomp.container.encoding import CODED, MOST_HEAD, STORED
 from onnxcomp.container.plans import Mode
 from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import MOST_TAPS, Segment
@@ -20,8 +21,7 @@ __all__ = ["decode"]
 Array = np.ndarray[Any, Any]
 
 _MOST_TABLES = 256
-_MOST_HEAD = 2**26  # bytes
-_HEAD_GROWTH = 2**12  # how far LZMA can shrink a head that says anything
+_HEAD_GROWTH = 2**12  # how far LZMA can shrink a head that says something
 
 
 @dataclass
@@ -41,14 +41,25 @@ class _Plane:
         return math.prod(self.shape)
 
 
-def decode(body: bytes, size: int) -> bytes:
-    """The block of ``size`` bytes that was coded.
+def decode(body: bytes, most: int) -> bytes:
+    """The block that was coded.
+
+    Args:
+        body: its code.
+        most: bytes that it may have.
 
     Raises:
-        CodeError: it is no code, or one of another size.
+        CodeError: it is no code, or one of a larger block or an empty one.
     """
     reader = Reader(body)
-    head_size = reader.number(_MOST_HEAD)
+    kind, size = reader.number(CODED), reader.number(most)
+    if not size:
+        raise CodeError("a block is empty")
+    if kind == STORED:
+        data = reader.plain(size)
+        reader.end()
+        return data
+    head_size = reader.number(MOST_HEAD)
     packed_head = reader.data()
     if head_size > _HEAD_GROWTH * (len(packed_head) + 1):
         raise CodeError("a head is too large")

@@ -14,18 +14,63 @@ from onnxcomp.container.segments import Segment
 from onnxcomp.container.tables import from_levels
 from onnxcomp.container.wire import Writer, deflated
 
-__all__ = ["encode"]
+__all__ = ["CODED", "MOST_HEAD", "STORED", "encode"]
+
+STORED, CODED = 0, 1
+"""Kinds of blocks."""
+
+MOST_HEAD = 2**23
+"""Bytes of a block's head: what describes its arrays must not take more time than they do."""
 
 Array = np.ndarray[Any, Any]
 
 
 def encode(data: bytes, segments: list[Segment]) -> bytes:
-    """The code of a block: its head, the entropy coder's states and words, and what is stored as it is.
+    """The code of a block; never more than a few bytes larger than it.
 
     Args:
-        data: at most ``BLOCK`` bytes.
+        data: from 1 byte to ``BLOCK``.
         segments: the arrays in them, in order.
     """
+    coded = _coded(data, segments)
+    if coded is None:
+        coded = _coded(data, [])
+    body = Writer()
+    if coded is None or len(coded) >= len(data):
+        body.number(STORED)
+        body.number(len(data))
+        body.plain(data)
+    else:
+        body.number(CODED)
+        body.number(len(data))
+        body.plain(coded)
+    return body.done()
+
+
+def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
+    """Head, the entropy coder's states and words, and what is stored as it is; None where the head is too large."""
+    plans, seeds = _plans(data, segments)
+    levels = _choose_tables(plans, seeds)
+    skeleton = b"".join(_between(data, segments))
+    packed = deflated(skeleton)
+    head = _head(segments, plans, levels, len(skeleton), len(packed))
+    if len(head) > MOST_HEAD:
+        return None
+    stages = stages_of(plans)
+    lanes = rans.lanes_for(sum(len(symbols) for symbols, _ in stages))
+    rest = packed + b"".join(planned.packed for planned in plans)
+    carried = rest[: 2 * lanes]
+    states, words = rans.encode(stages, from_levels(levels), lanes, carried.ljust(2 * lanes, b"\0"))
+    body = Writer()
+    body.number(len(head))
+    body.data(deflated(head))
+    body.plain(states)
+    body.data(words)
+    body.plain(rest[len(carried) :])
+    return body.done()
+
+
+def _plans(data: bytes, segments: list[Segment]) -> tuple[list[Plan], list[int]]:
     plans: list[Plan] = []
     seeds: list[int] = []
     for segment in segments:
@@ -34,22 +79,7 @@ def encode(data: bytes, segments: list[Segment]) -> bytes:
             planned = plan(part, segment.shape, segment.element, len(parts) == 1)
             plans.append(planned)
             seeds += _seeds(planned, segment.element, number)
-    levels = _choose_tables(plans, seeds)
-    skeleton = b"".join(_between(data, segments))
-    packed = deflated(skeleton)
-    stages = stages_of(plans)
-    lanes = rans.lanes_for(sum(len(symbols) for symbols, _ in stages))
-    rest = packed + b"".join(planned.packed for planned in plans)
-    carried = rest[: 2 * lanes]
-    states, words = rans.encode(stages, from_levels(levels), lanes, carried.ljust(2 * lanes, b"\0"))
-    head = _head(segments, plans, levels, len(skeleton), len(packed))
-    body = Writer()
-    body.number(len(head))
-    body.data(deflated(head))
-    body.plain(states)
-    body.data(words)
-    body.plain(rest[len(carried) :])
-    return body.done()
+    return plans, seeds
 
 
 def _seeds(planned: Plan, element: int, number: int) -> list[int]:

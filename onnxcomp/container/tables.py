@@ -30,7 +30,7 @@ def levels_of(counts: Array) -> Array:
 
 def from_levels(levels: Array) -> Array:
     """The frequencies that levels stand for: rows of 256 of sum ``TOTAL``."""
-    return np.stack([frequencies(row) for row in _WEIGHTS[levels]])
+    return np.array([frequencies(row) for row in _WEIGHTS[levels]], np.int64).reshape(-1, 256)
 
 
 def frequencies(weights: Array) -> Array:
