@@ -88,7 +88,7 @@ def _seeds(planned: Plan, element: int, number: int) -> list[int]:
     if planned.mode == Mode.ONE:
         return [kind << 8 | 255]
     found = []
-    for counts in planned.counts[planned.counts.any(axis=1)]:
+    for counts in planned.counts[planned.used]:
         shares = counts / counts.sum()
         spread = -(shares[counts > 0] * np.log2(shares[counts > 0])).sum()
         found.append(kind << 8 | round(3 * spread))
@@ -100,14 +100,14 @@ def _choose_tables(plans: list[Plan], seeds: list[int]) -> Array:
     coded = [planned for planned in plans if planned.mode >= Mode.ONE]
     if not coded:
         return np.zeros((0, 256), np.uint8)
-    counts = np.concatenate([planned.counts[planned.counts.any(axis=1)] for planned in coded])
+    counts = np.concatenate([planned.counts[planned.used] for planned in coded])
     levels, assigned = cluster(counts, np.array(seeds))
     at = 0
     for planned in coded:
-        used = planned.counts.any(axis=1)
-        planned.tables = np.zeros(len(used), np.int64)
-        planned.tables[used] = assigned[at : at + used.sum()]
-        at += used.sum()
+        used = planned.used
+        planned.tables = np.zeros(len(planned.counts), np.int64)
+        planned.tables[used] = assigned[at : at + len(used)]
+        at += len(used)
     return levels
 
 

@@ -24,8 +24,9 @@ def magnitudes(element: int) -> Array | None:
     """
     every = np.arange(256, dtype=np.uint8)
     name = TensorProto.DataType.Name(element) if element in TensorProto.DataType.values() else ""
+    values: Array
     if name == "INT8":
-        values = every.view(np.int8)
+        values = every.view(np.int8).astype(np.int16)
     elif name == "UINT8":
         values = every.astype(np.int16) - 128
     elif name in ("INT4", "UINT4", "INT2", "UINT2"):

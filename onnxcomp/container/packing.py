@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from onnxcomp.container.segments import blocks_of
 from onnxcomp.container.spans import PlainFile, plain_files
 from onnxcomp.errors import InputError
 from onnxcomp.files import open_atomic, scratch_folder
-
-if TYPE_CHECKING:
-    from onnxcomp.model import Model
 
 __all__ = ["pack", "pack_model"]
 
@@ -66,7 +63,14 @@ def pack(
     return size
 
 
-def pack_model(model: Model, destination: Path, recipe: Mapping[str, Any] | None = None) -> int:
+class Saveable(Protocol):
+    """What can be written as a plain model: ``Model``."""
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write it."""
+
+
+def pack_model(model: Saveable, destination: Path, recipe: Mapping[str, Any] | None = None) -> int:
     """Pack what a model in memory would be saved as; returns the bytes of the container.
 
     Raises:

@@ -58,6 +58,11 @@ class Plan:
     packed: bytes = b""
     tables: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
+    @property
+    def used(self) -> Array:
+        """The classes that occur."""
+        return np.flatnonzero(self.counts.any(axis=1))
+
 
 def plan(symbols: Array, shape: tuple[int, int, int], element: int, is_whole: bool) -> Plan:
     """The smallest way to code a plane.
@@ -106,7 +111,7 @@ def _scaled(codes: Array, magnitude: Array, element: int) -> Plan:
     steps = _steps(codes.size / (rows + columns))
     levels = scales.fit(magnitude[codes], steps)
     coefficients: list[Array] = []
-    if element in (TensorProto.INT8, TensorProto.UINT8) and 1 < count and rows * columns >= _WORTH_TAPS:
+    if element in (TensorProto.INT8, TensorProto.UINT8) and count > 1 and rows * columns >= _WORTH_TAPS:
         coefficients, bits = taps.fit(codes.view(np.int8), scales.kernel_scales(levels, steps))
         if bits / 8 < sum(map(len, coefficients)) + _TABLE:
             coefficients = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import BLOCK
 from onnxcomp.errors import InputError
 from onnxcomp.files import open_atomic
+from onnxcomp.storage.payload import process_folder
 
-__all__ = ["destinations", "header_of", "restore"]
+__all__ = ["destinations", "header_of", "restore", "restored_aside"]
 
 _AGAIN = "copy it again, or pack the model again"
 _PIECE = 2**20
@@ -55,6 +57,22 @@ def restore(source: str | os.PathLike[str], destination: str | os.PathLike[str])
             _restore_file(stream, file, target)
         _check_end(stream, header)
     return header.size
+
+
+def restored_aside(source: Path) -> Path:
+    """A packed model restored into temporary files, which go with the process; returns the model's own.
+
+    Raises:
+        InputError: the container is damaged, truncated or none; or there is no room for its files.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(dir=process_folder()))
+    except OSError as error:
+        place = tempfile.tempdir or "the folder of temporary files"
+        raise InputError(f"{place}: {source} cannot be restored there ({error.strerror}); set TMPDIR") from None
+    plain = folder / f"{source.stem or 'model'}.onnx"
+    restore(source, plain)
+    return plain
 
 
 def header_of(source: str | os.PathLike[str]) -> Header:
@@ -136,4 +154,6 @@ def _check_free(place: Path, file: StoredFile, source: Path) -> None:
     except OSError:
         digest.update(b"unreadable")
     if digest.digest() != file.digest:
-        raise InputError(f"{source}: its external data would replace {folder}/{place.name}; restore it into another folder")
+        raise InputError(
+            f"{source}: its external data would replace {folder}/{place.name}; restore it into another folder"
+        )

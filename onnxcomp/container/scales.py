@@ -37,7 +37,7 @@ def fit(magnitude: Array, steps: float) -> Levels:
         column = (sums / tap).mean(axis=1) + _SMALL
         tap = (sums / column[:, None]).mean(axis=0) + _SMALL
     levels = [np.rint(np.log2(factor) * steps).astype(np.int64) for factor in (row, column, tap)]
-    return tuple(np.clip(level - level.min(), 0, 63).astype(np.uint8) for level in levels)  # type: ignore[return-value]
+    return tuple(np.clip(level - level.min(), 0, 63).astype(np.uint8) for level in levels)
 
 
 _SMALL = np.float32(1e-6)
@@ -52,4 +52,4 @@ def classes(levels: Levels) -> Array:
 def kernel_scales(levels: Levels, steps: float) -> Array:
     """The modelled magnitudes of kernels, but for a constant factor: shape (rows, columns)."""
     row, column, _ = levels
-    return np.exp2((row[:, None].astype(np.float32) + column) / np.float32(steps))
+    return np.asarray(np.exp2((row[:, None].astype(np.float32) + column) / np.float32(steps)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -106,6 +105,6 @@ def _apart(spans: list[Span]) -> Iterator[Span]:
     """Those that can be cut out one after the other: tensors may share bytes, and hold none."""
     end = 0
     for span in sorted(spans, key=lambda span: (span.offset, -span.nbytes)):
-        if span.nbytes >= _LEAST and span.offset >= end and math.prod(span.dims):
+        if span.nbytes >= _LEAST and span.offset >= end and 0 not in span.dims:
             yield span
             end = span.offset + span.nbytes

@@ -17,7 +17,9 @@ _MOST_LEVEL = 255
 
 # 2^(level / _STEPS) with 16 more bits, by integer arithmetic alone, so that every machine finds the same tables.
 _ROOTS = [65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194]
-_WEIGHTS = np.array([0] + [_ROOTS[(level - 1) % 8] << ((level - 1) // 8) for level in range(1, _MOST_LEVEL + 1)], object)
+_WEIGHTS = np.array(
+    [0] + [_ROOTS[(level - 1) % 8] << ((level - 1) // 8) for level in range(1, _MOST_LEVEL + 1)], object
+)
 _WEIGHTS = np.minimum(_WEIGHTS, 2**48).astype(np.int64)
 
 
