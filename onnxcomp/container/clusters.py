@@ -63,19 +63,19 @@ def _merged(clusters: Array) -> Array:
         new = np.where(alive, _union(clusters, costs, first, slice(None)), np.inf)
         unions[first, first + 1 :] = new[first + 1 :]
         unions[:first, first] = new[:first]
-    return clusters[alive]
+    return np.asarray(clusters[alive])
 
 
 def _union(clusters: Array, costs: Array, index: int, others: slice) -> Array:
     """Bits more, or less, that a cluster and others take as one."""
-    return _bits(clusters[others] + clusters[index]) - costs[others] - costs[index]
+    return np.asarray(_bits(clusters[others] + clusters[index]) - costs[others] - costs[index])
 
 
 def _bits(counts: Array) -> Array:
     """Of each row's symbols, coded with a table of their own, and of that table."""
-    logs = np.log2(np.maximum(counts, 1).astype(np.float32))
+    logs = np.log2(np.maximum(counts, 1).astype(np.float32)).astype(np.float64)
     totals = counts.sum(axis=1)
-    symbols = totals * np.log2(np.maximum(totals, 1)) - np.einsum("ij,ij->i", counts, logs.astype(np.float64))
+    symbols: Array = totals * np.log2(np.maximum(totals, 1)) - np.einsum("ij,ij->i", counts, logs)
     return np.asarray(symbols + _TABLE_BITS + _SYMBOL_BITS * (counts > 0).sum(axis=1))
 
 

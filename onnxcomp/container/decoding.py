@@ -173,7 +173,7 @@ def _tables_of(plane: _Plane) -> Array:
     """The table of each symbol; of a predicted plane, one row for each tap."""
     if plane.levels is None:
         return np.broadcast_to(plane.tables, plane.size)
-    found = plane.tables[scales.classes(plane.levels)]
+    found = plane.tables.take(scales.classes(plane.levels))
     if plane.mode == Mode.PREDICTED:
         return np.ascontiguousarray(found.reshape(-1, plane.shape[2]).T)
     return found.ravel()

@@ -9,36 +9,43 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-__all__ = ["magnitudes"]
+__all__ = ["has_magnitudes", "magnitudes"]
 
 Array = np.ndarray[Any, Any]
 
 _FLOOR = np.float32(0.25)  # so that a row of zeros has a scale, too
 
 
-@functools.cache
-def magnitudes(element: int) -> Array | None:
-    """For each byte a float32 of at least 1/4; None for types whose bytes have no magnitude.
+def has_magnitudes(element: int) -> bool:
+    """Whether the bytes of this type of ONNX are codes that grow with what they stand for."""
+    return element in (TensorProto.INT8, TensorProto.UINT8) or _table(element) is not None
+
+
+def magnitudes(codes: Array, element: int) -> Array:
+    """The magnitude of each byte of codes: float32, at least 1/4, of the same shape.
 
     Unsigned codes are counted from the middle of their range, where quantizers put zero.
     """
+    if element in (TensorProto.INT8, TensorProto.UINT8):
+        signed = (codes ^ np.uint8(0x80 if element == TensorProto.UINT8 else 0)).view(np.int8)
+        return np.asarray(np.abs(signed.astype(np.float32)) + _FLOOR)
+    table = _table(element)
+    assert table is not None
+    return np.asarray(table[codes.astype(np.intp)])
+
+
+@functools.cache
+def _table(element: int) -> Array | None:
     every = np.arange(256, dtype=np.uint8)
     name = TensorProto.DataType.Name(element) if element in TensorProto.DataType.values() else ""
-    values: Array
-    if name == "INT8":
-        values = every.view(np.int8).astype(np.int16)
-    elif name == "UINT8":
-        values = every.astype(np.int16) - 128
-    elif name in ("INT4", "UINT4", "INT2", "UINT2"):
+    if name in ("INT4", "UINT4", "INT2", "UINT2"):  # several codes in a byte
         bits = int(name[-1])
-        digits = (every[:, None] >> np.arange(0, 8, bits)) & (2**bits - 1)
+        digits = ((every[:, None] >> np.arange(0, 8, bits)) & (2**bits - 1)).astype(np.int16)
         middle = 2 ** (bits - 1)
-        signed = digits.astype(np.int16) - middle if name[0] == "U" else (digits ^ middle).astype(np.int16) - middle
+        signed = digits - middle if name[0] == "U" else (digits ^ middle) - middle
         return np.asarray(np.abs(signed).sum(axis=1), np.float32) + _FLOOR
-    elif name.startswith("FLOAT8") and not name.endswith("E8M0"):
+    if name.startswith("FLOAT8") and not name.endswith("E8M0"):
         found = every.view(onnx.helper.tensor_dtype_to_np_dtype(element)).astype(np.float32)
-        values = np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
-        values = values / max(float(np.abs(values).max()), 1e-30) * 128
-    else:
-        return None
-    return np.asarray(np.abs(values.astype(np.float32)), np.float32) + _FLOOR
+        values = np.abs(np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0))
+        return np.asarray(values * (128 / values.max()) + _FLOOR, np.float32)
+    return None

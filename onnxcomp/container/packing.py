@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from onnxcomp.container import encoding
 from onnxcomp.container.format import GROWTH, Header, StoredFile, block, is_packed
@@ -54,7 +55,7 @@ def pack(
     files = plain_files(source)
     stored = [StoredFile(file.name, file.source.size, _digest(file)) for file in files]
     header = Header(tuple(stored), dict(recipe or {}))
-    with open_atomic(destination) as stream:
+    with open_atomic(destination) as stream, threadpool_limits(1, "blas"):  # sums of any number of threads differ
         size = stream.write(header.encoded())
         for file in files:
             for body in _coded(file):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
+import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxcomp.container import scales, taps
-from onnxcomp.container.magnitudes import magnitudes
+from onnxcomp.container.magnitudes import has_magnitudes, magnitudes
 from onnxcomp.container.tables import entropy
 from onnxcomp.container.wire import deflated
 
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 _WORTH_SCALES = 512  # codes; the levels of fewer cost more than they save
 _WORTH_TAPS = 256  # kernels
 _TABLE = 40.0  # bytes that a table takes, about; what it costs in the end is settled when all are known
-_SAMPLE = 2**16
+_PIECE, _PIECES = 4096, 4  # of a sample
 
 
 class Mode(IntEnum):
@@ -79,9 +79,9 @@ def plan(symbols: Array, shape: tuple[int, int, int], element: int, is_whole: bo
         return Plan(Mode.REPEATS, symbols, packed=repeats)
     if one + _TABLE / 8 >= len(symbols):
         return raw(symbols)
-    magnitude = magnitudes(element) if is_whole else None
-    if magnitude is not None and len(symbols) >= _WORTH_SCALES and min(shape[0], shape[1] * shape[2]) > 1:
-        scaled = _scaled(symbols.reshape(shape), magnitude, element)
+    worth = len(symbols) >= _WORTH_SCALES and min(shape[0], shape[1] * shape[2]) > 1
+    if is_whole and worth and has_magnitudes(element):
+        scaled = _scaled(symbols.reshape(shape), element)
         if _size(scaled) < one:
             return scaled
     return Plan(Mode.ONE, symbols, counts=counts)
@@ -93,23 +93,20 @@ def raw(symbols: Array) -> Plan:
 
 
 def _repeats(symbols: Array, one: float) -> bytes:
-    """The plane through LZMA, if that beats entropy coding on a sample and on all of it."""
-    sample = symbols[:_SAMPLE]
-    fast = len(lzma.compress(sample.tobytes(), lzma.FORMAT_RAW, filters=[_FAST]))
-    expected = one * len(sample) / max(1, len(symbols)) + min(_TABLE, len(sample) / 8)
-    if fast >= 0.9 * expected:
+    """The plane through LZMA, if that beats entropy coding: on a sample first, as it is slow."""
+    step = max(_PIECE, len(symbols) // _PIECES)
+    sample = np.concatenate([symbols[at : at + _PIECE] for at in range(0, len(symbols), step)])
+    alone = entropy(np.bincount(sample, minlength=256)[None])
+    if len(zlib.compress(sample.tobytes(), 1)) >= 0.9 * alone + min(_TABLE, len(sample) / 8):
         return b""
     packed = deflated(symbols.tobytes())
     return packed if len(packed) < one else b""
 
 
-_FAST = {"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": _SAMPLE}
-
-
-def _scaled(codes: Array, magnitude: Array, element: int) -> Plan:
+def _scaled(codes: Array, element: int) -> Plan:
     rows, columns, count = codes.shape
     steps = _steps(codes.size / (rows + columns))
-    levels = scales.fit(magnitude[codes], steps)
+    levels = scales.fit(magnitudes(codes, element), steps)
     coefficients: list[Array] = []
     if element in (TensorProto.INT8, TensorProto.UINT8) and count > 1 and rows * columns >= _WORTH_TAPS:
         coefficients, bits = taps.fit(codes.view(np.int8), scales.kernel_scales(levels, steps))
@@ -123,7 +120,7 @@ def _scaled(codes: Array, magnitude: Array, element: int) -> Plan:
     for tap, weights in enumerate(coefficients, 1):
         differences[tap] -= taps.predicted(signed[:tap], weights).view(np.uint8)
     back = differences.T.reshape(codes.shape)
-    levels = scales.fit(magnitude[back], steps)
+    levels = scales.fit(magnitudes(back, TensorProto.INT8), steps)
     classes = np.ascontiguousarray(scales.classes(levels).reshape(-1, count).T)
     return _counted(Plan(Mode.PREDICTED, differences, classes, levels=levels, coefficients=coefficients))
 
@@ -135,7 +132,7 @@ def _steps(codes_a_level: float) -> int:
 
 def _counted(planned: Plan) -> Plan:
     assert planned.classes is not None
-    keys = (planned.classes.astype(np.intp) << 8) | planned.symbols
+    keys = (planned.classes.astype(np.uint16) << np.uint16(8)) | planned.symbols
     count = int(planned.classes.max()) + 1
     planned.counts = np.bincount(keys.ravel(), minlength=256 * count).reshape(count, 256)
     return planned
@@ -159,10 +156,10 @@ def stages_of(plans: list[Plan]) -> list[tuple[Array, Array]]:
         if planned.mode == Mode.PREDICTED:
             assert planned.classes is not None
             for tap, (symbols, found) in enumerate(zip(planned.symbols, planned.classes, strict=True)):
-                parts.setdefault(tap, []).append((symbols, tables[found]))
+                parts.setdefault(tap, []).append((symbols, tables.take(found)))
         else:
             found = np.zeros(1, np.uint8) if planned.classes is None else planned.classes
-            chosen = np.broadcast_to(tables[found], planned.symbols.shape)
+            chosen = np.broadcast_to(tables.take(found), planned.symbols.shape)
             parts.setdefault(0, []).append((planned.symbols, chosen))
     joined = ((np.concatenate([part[side] for part in parts[stage]]) for side in (0, 1)) for stage in sorted(parts))
     return [(symbols, tables) for symbols, tables in joined]
