@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.container import planes, rans, scales, taps
+from onnxcomp.container.arrays import Form, mask_shape
 from onnxcomp.container.encoding import CODED, MOST_HEAD, STORED
 from onnxcomp.container.plans import Mode
 from onnxcomp.container.rans import CodeError
+from onnxcomp.container.related import multiplied
 from onnxcomp.container.segments import MOST_TAPS, Segment
 from onnxcomp.container.tables import from_levels
 from onnxcomp.container.wire import Reader, inflated
@@ -24,21 +26,36 @@ _MOST_TABLES = 256
 _HEAD_GROWTH = 2**12  # how far LZMA can shrink a head that says something
 
 
-@dataclass
+@dataclass(eq=False)
 class _Plane:
     """A plane as its head describes it."""
 
     mode: Mode
     shape: tuple[int, int, int]
+    size: int
+    stage: int = 0
     stored: int = 0  # bytes among those stored as they are
     levels: scales.Levels | None = None
     coefficients: list[Array] = field(default_factory=list)
     tables: Array = field(default_factory=lambda: np.zeros(1, np.uint8))
     symbols: Array = field(default_factory=lambda: np.zeros(0, np.uint8))
+    mask: _Plane | None = None
 
     @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+    def last_stage(self) -> int:
+        return self.shape[2] - 1 if self.mode == Mode.PREDICTED else self.stage
+
+
+@dataclass(eq=False)
+class _Array:
+    """An array as its head describes it."""
+
+    segment: Segment
+    form: Form
+    planes: list[_Plane] = field(default_factory=list)
+    mask: _Plane | None = None
+    source: int = 0
+    factor: bytes = b""
 
 
 def decode(body: bytes, most: int) -> bytes:
@@ -66,8 +83,14 @@ def decode(body: bytes, most: int) -> bytes:
     head = Reader(inflated(packed_head, head_size))
     skeleton_size, skeleton_stored = head.number(size), head.number(len(body))
     segments = _segments(head, size, skeleton_size)
-    frequencies, found = _tables_and_planes(head, segments)
-    coded = [plane for plane in found if plane.mode >= Mode.ONE]
+    frequencies, arrays = _described(head, segments)
+    masks = [array.mask for array in arrays if array.mask is not None]
+    found = [plane for array in arrays for plane in array.planes]
+    for mask in masks:
+        _fill_stored(mask, reader)
+    # In the order in which they are described, as plans.stages_of has them.
+    described = [plane for array in arrays for plane in ([array.mask] if array.mask else []) + array.planes]
+    coded = [plane for plane in described if plane.mode >= Mode.ONE]
     lanes = rans.lanes_for(sum(plane.size for plane in coded))
     states, words = reader.plain(4 * lanes), reader.data()
     decoder = rans.Decoder(frequencies, lanes, states, words)
@@ -79,12 +102,17 @@ def decode(body: bytes, most: int) -> bytes:
     rest = Reader(carried[:stored] + reader.plain(reader.left))
     skeleton = inflated(rest.plain(skeleton_stored), skeleton_size)
     for plane in found:
-        if plane.mode == Mode.RAW:
-            plane.symbols = np.frombuffer(rest.plain(plane.stored), np.uint8)
-        elif plane.mode == Mode.REPEATS:
-            plane.symbols = np.frombuffer(inflated(rest.plain(plane.stored), plane.size), np.uint8)
+        _fill_stored(plane, rest)
     rest.end()
-    return _assembled(skeleton, segments, found)
+    return _assembled(skeleton, arrays)
+
+
+def _fill_stored(plane: _Plane, reader: Reader) -> None:
+    """Take the bytes of a plane that is stored outside of the entropy coder."""
+    if plane.mode == Mode.RAW:
+        plane.symbols = np.frombuffer(reader.plain(plane.stored), np.uint8)
+    elif plane.mode == Mode.REPEATS:
+        plane.symbols = np.frombuffer(inflated(reader.plain(plane.stored), plane.size), np.uint8)
 
 
 # -- the head ----------------------------------------------------------------------------------------------
@@ -108,17 +136,48 @@ def _segments(head: Reader, size: int, skeleton: int) -> list[Segment]:
     return segments
 
 
-def _tables_and_planes(head: Reader, segments: list[Segment]) -> tuple[Array, list[_Plane]]:
+def _described(head: Reader, segments: list[Segment]) -> tuple[Array, list[_Array]]:
     count = head.number(_MOST_TABLES)
     steps = np.frombuffer(head.plain(256 * count), np.uint8).reshape(count, 256)
     frequencies = from_levels(np.cumsum(steps, axis=1, dtype=np.uint8))
-    found = [_plane(head, segment, count) for segment in segments for _ in range(planes.WIDTHS.get(segment.element, 1))]
+    arrays = [_array(head, segment, index, segments, count) for index, segment in enumerate(segments)]
     head.end()
-    return frequencies, found
+    return frequencies, arrays
 
 
-def _plane(head: Reader, segment: Segment, tables: int) -> _Plane:
-    plane = _Plane(Mode(head.number(max(Mode))), segment.shape)
+def _array(head: Reader, segment: Segment, index: int, segments: list[Segment], tables: int) -> _Array:
+    array = _Array(segment, Form(head.number(max(Form))))
+    width = planes.WIDTHS.get(segment.element, 1)
+    count = math.prod(segment.shape)
+    if array.form in (Form.SAME, Form.MULTIPLE):
+        array.source = head.number(index)
+        if array.source == index or segments[array.source].nbytes != segment.nbytes:
+            raise CodeError("an array is made of none")
+        if array.form == Form.MULTIPLE:
+            array.factor = head.plain(4)
+            if segment.nbytes % 4:
+                raise CodeError("a multiple is of no float32")
+        return array
+    if array.form == Form.MASKED:
+        kept = head.number(count)
+        shape = mask_shape(segment.shape)
+        array.mask = _plane(head, shape, math.prod(shape), tables)
+        if array.mask.mode == Mode.PREDICTED:
+            raise CodeError("a mask is predicted")
+        if not kept:
+            return array
+        count = kept
+    array.planes = [_plane(head, segment.shape, count, tables) for _ in range(width)]
+    for plane in array.planes:
+        plane.mask = array.mask
+        plane.stage = int(array.mask is not None)
+        if plane.mask and plane.mode == Mode.PREDICTED:
+            raise CodeError("masked numbers are predicted")
+    return array
+
+
+def _plane(head: Reader, shape: tuple[int, int, int], size: int, tables: int) -> _Plane:
+    plane = _Plane(Mode(head.number(max(Mode))), shape, size)
     if plane.mode == Mode.RAW:
         plane.stored = plane.size
     elif plane.mode == Mode.REPEATS:
@@ -126,13 +185,13 @@ def _plane(head: Reader, segment: Segment, tables: int) -> _Plane:
     elif plane.mode == Mode.ONE:
         plane.tables = np.array([_table(head, tables)], np.uint8)
     else:
-        row, column, tap = (np.frombuffer(head.plain(count), np.uint8) for count in segment.shape)
+        row, column, tap = (np.frombuffer(head.plain(count), np.uint8) for count in shape)
         plane.levels = row, column, tap
         plane.tables = np.array([_table(head, tables) for _ in range(head.number(_MOST_TABLES))], np.uint8)
         if sum(int(level.max()) for level in plane.levels) >= len(plane.tables):
             raise CodeError("a class has no table")
     if plane.mode == Mode.PREDICTED:
-        counts = (min(tap, taps.MOST_BEFORE) for tap in range(1, segment.shape[2]))
+        counts = (min(tap, taps.MOST_BEFORE) for tap in range(1, shape[2]))
         plane.coefficients = [np.frombuffer(head.plain(count), np.int8) for count in counts]
     return plane
 
@@ -148,21 +207,18 @@ def _table(head: Reader, tables: int) -> int:
 
 def _decode_coded(decoder: rans.Decoder, coded: list[_Plane]) -> None:
     """Fill the symbols of these planes; each stage is one call, as ``plans.stages_of`` lays them out."""
-    tables = [_tables_of(plane) for plane in coded]
     predicted = [plane for plane in coded if plane.mode == Mode.PREDICTED]
+    rows = {id(plane): _tables_of(plane) for plane in predicted}
     for plane in predicted:
         plane.symbols = np.empty((plane.shape[2], plane.shape[0] * plane.shape[1]), np.uint8)
-    for stage in range(max((plane.shape[2] for plane in predicted), default=1)):
-        wanted = []
-        for plane, found in zip(coded, tables, strict=True):
-            if plane.mode == Mode.PREDICTED:
-                if stage < plane.shape[2]:
-                    wanted.append((plane, found[stage]))
-            elif stage == 0:
-                wanted.append((plane, found))
-        symbols = decoder.decode(np.concatenate([found for _, found in wanted])) if wanted else np.zeros(0, np.uint8)
+    for stage in range(max((plane.last_stage for plane in coded), default=-1) + 1):
+        wanted = [plane for plane in coded if plane.stage <= stage <= plane.last_stage]
+        if not wanted:
+            continue
+        tables = [rows[id(plane)][stage] if plane in predicted else _tables_of(plane) for plane in wanted]
+        symbols = decoder.decode(np.concatenate(tables))
         at = 0
-        for plane, found in wanted:
+        for plane, found in zip(wanted, tables, strict=True):
             _take(plane, symbols[at : at + len(found)], stage)
             at += len(found)
     for plane in predicted:
@@ -176,7 +232,15 @@ def _tables_of(plane: _Plane) -> Array:
     found = plane.tables.take(scales.classes(plane.levels))
     if plane.mode == Mode.PREDICTED:
         return np.ascontiguousarray(found.reshape(-1, plane.shape[2]).T)
-    return found.ravel()
+    return found.ravel() if plane.mask is None else found.ravel()[_kept(plane.mask, plane)]
+
+
+def _kept(mask: _Plane, plane: _Plane) -> Array:
+    """Which numbers of an array its mask keeps."""
+    kept = np.unpackbits(mask.symbols, count=math.prod(plane.shape)).astype(bool)
+    if np.count_nonzero(kept) != plane.size:
+        raise CodeError("a mask keeps another count of numbers than it says")
+    return kept
 
 
 def _take(plane: _Plane, symbols: Array, stage: int) -> None:
@@ -192,13 +256,31 @@ def _take(plane: _Plane, symbols: Array, stage: int) -> None:
 # -- the block ---------------------------------------------------------------------------------------------
 
 
-def _assembled(skeleton: bytes, segments: list[Segment], found: list[_Plane]) -> bytes:
+def _assembled(skeleton: bytes, arrays: list[_Array]) -> bytes:
     parts: list[bytes] = []
-    at = end = first = 0
-    for segment in segments:
-        gap = segment.offset - end
-        parts.append(skeleton[at : at + gap])
-        count = planes.WIDTHS.get(segment.element, 1)
-        parts.append(planes.join([plane.symbols for plane in found[first : first + count]], segment.element))
-        at, end, first = at + gap, segment.offset + segment.nbytes, first + count
+    made: list[bytes] = []
+    at = end = 0
+    for array in arrays:
+        gap = array.segment.offset - end
+        made.append(_made(array, made))
+        parts += [skeleton[at : at + gap], made[-1]]
+        at, end = at + gap, array.segment.offset + array.segment.nbytes
     return b"".join([*parts, skeleton[at:]])
+
+
+def _made(array: _Array, made: list[bytes]) -> bytes:
+    """The bytes of an array, from its planes or from arrays before it."""
+    if array.form == Form.SAME:
+        return made[array.source]
+    if array.form == Form.MULTIPLE:
+        return multiplied(made[array.source], array.factor)
+    element = array.segment.element
+    if array.mask is None:
+        return planes.join([plane.symbols for plane in array.planes], element)
+    if not array.planes:
+        return bytes(array.segment.nbytes)
+    kept = _kept(array.mask, array.planes[0])
+    spread = [np.zeros(len(kept), np.uint8) for _ in array.planes]
+    for target, plane in zip(spread, array.planes, strict=True):
+        target[kept] = plane.symbols
+    return planes.join(spread, element)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcomp.container import planes, rans
+from onnxcomp.container import rans
+from onnxcomp.container.arrays import Described, describe
 from onnxcomp.container.clusters import cluster
-from onnxcomp.container.plans import Mode, Plan, plan, stages_of
+from onnxcomp.container.plans import Mode, Plan, stages_of
 from onnxcomp.container.segments import Segment
 from onnxcomp.container.tables import from_levels
 from onnxcomp.container.wire import Writer, deflated
@@ -21,6 +22,8 @@ STORED, CODED = 0, 1
 
 MOST_HEAD = 2**23
 """Bytes of a block's head: what describes its arrays must not take more time than they do."""
+
+_SEEDS = 6  # for each bit of entropy
 
 Array = np.ndarray[Any, Any]
 
@@ -48,67 +51,52 @@ def encode(data: bytes, segments: list[Segment]) -> bytes:
 
 
 def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
-    """Head, the entropy coder's states and words, and what is stored as it is; None where the head is too large."""
-    plans, seeds = _plans(data, segments)
-    levels = _choose_tables(plans, seeds)
+    """Head, masks, the entropy coder's states and words, and what is stored as it is; None if the head is too large."""
+    arrays = describe(data, segments)
+    plans = [planned for array in arrays for planned in array.plans]
+    levels = _choose_tables(arrays)
     skeleton = b"".join(_between(data, segments))
     packed = deflated(skeleton)
-    head = _head(segments, plans, levels, len(skeleton), len(packed))
+    head = _head(segments, arrays, levels, len(skeleton), len(packed))
     if len(head) > MOST_HEAD:
         return None
     stages = stages_of(plans)
     lanes = rans.lanes_for(sum(len(symbols) for symbols, _ in stages))
-    rest = packed + b"".join(planned.packed for planned in plans)
+    rest = packed + b"".join(planned.packed for array in arrays for planned in array.planes)
     carried = rest[: 2 * lanes]
     states, words = rans.encode(stages, from_levels(levels), lanes, carried.ljust(2 * lanes, b"\0"))
     body = Writer()
     body.number(len(head))
     body.data(deflated(head))
+    body.plain(b"".join(array.mask.packed for array in arrays if array.mask))
     body.plain(states)
     body.data(words)
     body.plain(rest[len(carried) :])
     return body.done()
 
 
-def _plans(data: bytes, segments: list[Segment]) -> tuple[list[Plan], list[int]]:
-    plans: list[Plan] = []
-    seeds: list[int] = []
-    for segment in segments:
-        parts = planes.split(data[segment.offset : segment.offset + segment.nbytes], segment.element)
-        for number, part in enumerate(parts):
-            planned = plan(part, segment.shape, segment.element, len(parts) == 1)
-            plans.append(planned)
-            seeds += _seeds(planned, segment.element, number)
-    return plans, seeds
-
-
-def _seeds(planned: Plan, element: int, number: int) -> list[int]:
-    """A number for each class, the same where distributions of several arrays are probably alike."""
-    kind = element << 4 | number
-    if planned.mode == Mode.ONE:
-        return [kind << 8 | 255]
-    found = []
-    for counts in planned.counts[planned.used]:
-        shares = counts / counts.sum()
-        spread = -(shares[counts > 0] * np.log2(shares[counts > 0])).sum()
-        found.append(kind << 8 | round(3 * spread))
-    return found
-
-
-def _choose_tables(plans: list[Plan], seeds: list[int]) -> Array:
+def _choose_tables(arrays: list[Described]) -> Array:
     """Tables of the whole block; each plan is told its own."""
-    coded = [planned for planned in plans if planned.mode >= Mode.ONE]
+    coded = [(planned, seed) for array in arrays for planned, seed in array.seeded() if planned.mode >= Mode.ONE]
     if not coded:
         return np.zeros((0, 256), np.uint8)
-    counts = np.concatenate([planned.counts[planned.used] for planned in coded])
-    levels, assigned = cluster(counts, np.array(seeds))
+    counts = [planned.counts[planned.used] for planned, _ in coded]
+    seeds = np.concatenate([_seeds(found, kind) for found, (_, kind) in zip(counts, coded, strict=True)])
+    levels, assigned = cluster(np.concatenate(counts), seeds)
     at = 0
-    for planned in coded:
+    for planned, _ in coded:
         used = planned.used
         planned.tables = np.zeros(len(planned.counts), np.int64)
         planned.tables[used] = assigned[at : at + len(used)]
         at += len(used)
     return levels
+
+
+def _seeds(counts: Array, kind: int) -> Array:
+    """A number for each class, the same where distributions of several arrays are probably alike."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    spread = -(shares * np.log2(np.where(counts > 0, shares, 1.0))).sum(axis=1)
+    return np.asarray(kind << 8 | np.rint(_SEEDS * spread).astype(np.int64))
 
 
 def _between(data: bytes, segments: list[Segment]) -> Iterator[bytes]:
@@ -120,7 +108,7 @@ def _between(data: bytes, segments: list[Segment]) -> Iterator[bytes]:
     yield data[end:]
 
 
-def _head(segments: list[Segment], plans: list[Plan], levels: Array, skeleton: int, packed: int) -> bytes:
+def _head(segments: list[Segment], arrays: list[Described], levels: Array, skeleton: int, packed: int) -> bytes:
     head = Writer()
     head.number(skeleton)
     head.number(packed)
@@ -134,9 +122,21 @@ def _head(segments: list[Segment], plans: list[Plan], levels: Array, skeleton: i
         end = segment.offset + segment.nbytes
     head.number(len(levels))
     head.plain(np.diff(levels, axis=1, prepend=np.uint8(0)).tobytes())
-    for planned in plans:
-        _write_plan(head, planned)
+    for array in arrays:
+        _write_array(head, array)
     return head.done()
+
+
+def _write_array(head: Writer, array: Described) -> None:
+    head.number(array.form)
+    if array.relation is not None:
+        index, factor = array.relation
+        head.number(index)
+        head.plain(factor)
+    if array.mask is not None:
+        head.number(array.count)
+    for planned in array.plans:
+        _write_plan(head, planned)
 
 
 def _write_plan(head: Writer, planned: Plan) -> None:

@@ -9,7 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-__all__ = ["has_magnitudes", "magnitudes"]
+__all__ = ["MASK", "has_magnitudes", "magnitudes"]
+
+MASK = TensorProto.UNDEFINED
+"""The type of bytes of flags; their magnitude is how many are set."""
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +47,8 @@ def _table(element: int) -> Array | None:
         middle = 2 ** (bits - 1)
         signed = digits - middle if name[0] == "U" else (digits ^ middle) - middle
         return np.asarray(np.abs(signed).sum(axis=1), np.float32) + _FLOOR
+    if element == MASK:
+        return np.asarray(np.bitwise_count(every), np.float32) + _FLOOR
     if name.startswith("FLOAT8") and not name.endswith("E8M0"):
         found = every.view(onnx.helper.tensor_dtype_to_np_dtype(element)).astype(np.float32)
         values = np.abs(np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0))

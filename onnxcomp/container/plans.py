@@ -15,13 +15,14 @@ from onnxcomp.container.magnitudes import has_magnitudes, magnitudes
 from onnxcomp.container.tables import entropy
 from onnxcomp.container.wire import deflated
 
-__all__ = ["Mode", "Plan", "plan", "raw", "stages_of"]
+__all__ = ["Mode", "Plan", "plan", "plan_values", "raw", "stages_of"]
 
 Array = np.ndarray[Any, Any]
 
 _WORTH_SCALES = 512  # codes; the levels of fewer cost more than they save
 _WORTH_TAPS = 256  # kernels
 _TABLE = 40.0  # bytes that a table takes, about; what it costs in the end is settled when all are known
+_SYMBOL = 0.25  # of these, for each symbol in it; and so much do few symbols seem to save that are noise
 _PIECE, _PIECES = 4096, 4  # of a sample
 
 
@@ -35,7 +36,7 @@ class Mode(IntEnum):
     PREDICTED = 4  # the same, for differences from predictions
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
     """A plane and how it is coded.
 
@@ -46,6 +47,7 @@ class Plan:
         counts: of symbols, one row for each class.
         levels, coefficients: what classes and predictions are computed from.
         packed: the bytes to store, with ``RAW`` and ``REPEATS``.
+        stage: when the first symbols are decoded: 1 where a mask has to be known before.
         tables: the table of each class, once they are known.
     """
 
@@ -56,12 +58,22 @@ class Plan:
     levels: scales.Levels | None = None
     coefficients: list[Array] = field(default_factory=list)
     packed: bytes = b""
+    stage: int = 0
     tables: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def used(self) -> Array:
         """The classes that occur."""
         return np.flatnonzero(self.counts.any(axis=1))
+
+    @property
+    def size(self) -> float:
+        """Bytes, with a guess at what levels and tables take."""
+        if self.mode < Mode.ONE:
+            return len(self.packed)
+        side = sum(entropy(np.bincount(level)[None]) for level in self.levels or ()) * 1.15
+        tables = 10.0 * len(self.used) if self.mode > Mode.ONE else 0.0
+        return entropy(self.counts) + side + tables + sum(map(len, self.coefficients))
 
 
 def plan(symbols: Array, shape: tuple[int, int, int], element: int, is_whole: bool) -> Plan:
@@ -77,14 +89,35 @@ def plan(symbols: Array, shape: tuple[int, int, int], element: int, is_whole: bo
     one = entropy(counts)
     if repeats := _repeats(symbols, one):
         return Plan(Mode.REPEATS, symbols, packed=repeats)
-    if one + _TABLE / 8 >= len(symbols):
+    if one + _SYMBOL * int((counts > 0).sum()) >= len(symbols):
         return raw(symbols)
     worth = len(symbols) >= _WORTH_SCALES and min(shape[0], shape[1] * shape[2]) > 1
     if is_whole and worth and has_magnitudes(element):
         scaled = _scaled(symbols.reshape(shape), element)
-        if _size(scaled) < one:
+        if scaled.size < one:
             return scaled
     return Plan(Mode.ONE, symbols, counts=counts)
+
+
+def plan_values(symbols: Array, kept: Array, shape: tuple[int, int, int], element: int, is_whole: bool) -> Plan:
+    """The smallest way to code a plane of the numbers of an array that are not zero.
+
+    Args:
+        symbols: the plane of these numbers.
+        kept: which numbers of the array they are, in its order.
+        shape, element, is_whole: of the array, as for ``plan``.
+    """
+    planned = plan(symbols, (1, len(symbols), 1), element, is_whole)
+    if is_whole and planned.mode == Mode.ONE and len(symbols) >= _WORTH_SCALES and has_magnitudes(element):
+        known = magnitudes(symbols, element)
+        magnitude = np.full(kept.shape, known.mean(), np.float32)  # what is absent says nothing of its channels
+        magnitude[kept] = known
+        levels = scales.fit(magnitude.reshape(shape), _steps(len(symbols) / (shape[0] + shape[1])))
+        scaled = _counted(Plan(Mode.SCALED, symbols, scales.classes(levels).ravel()[kept], levels=levels))
+        if scaled.size < planned.size:
+            planned = scaled
+    planned.stage = 1
+    return planned
 
 
 def raw(symbols: Array) -> Plan:
@@ -131,19 +164,11 @@ def _steps(codes_a_level: float) -> int:
 
 
 def _counted(planned: Plan) -> Plan:
-    assert planned.classes is not None
+    assert planned.classes is not None and planned.levels is not None
     keys = (planned.classes.astype(np.uint16) << np.uint16(8)) | planned.symbols
-    count = int(planned.classes.max()) + 1
+    count = sum(int(level.max()) for level in planned.levels) + 1
     planned.counts = np.bincount(keys.ravel(), minlength=256 * count).reshape(count, 256)
     return planned
-
-
-def _size(planned: Plan) -> float:
-    """Bytes, with a guess at what levels and tables take."""
-    assert planned.levels is not None
-    side = sum(entropy(np.bincount(level)[None]) for level in planned.levels) * 1.15
-    used = int((planned.counts.sum(axis=1) > 0).sum())
-    return entropy(planned.counts) + side + 10.0 * used + sum(map(len, planned.coefficients))
 
 
 def stages_of(plans: list[Plan]) -> list[tuple[Array, Array]]:
@@ -160,6 +185,6 @@ def stages_of(plans: list[Plan]) -> list[tuple[Array, Array]]:
         else:
             found = np.zeros(1, np.uint8) if planned.classes is None else planned.classes
             chosen = np.broadcast_to(tables.take(found), planned.symbols.shape)
-            parts.setdefault(0, []).append((planned.symbols, chosen))
+            parts.setdefault(planned.stage, []).append((planned.symbols, chosen))
     joined = ((np.concatenate([part[side] for part in parts[stage]]) for side in (0, 1)) for stage in sorted(parts))
     return [(symbols, tables) for symbols, tables in joined]

@@ -1,0 +1,108 @@
+"""What an array of a block is stored as: planes of bytes, the numbers that are not zero, or a word on another array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.container import planes
+from onnxcomp.container.magnitudes import MASK
+from onnxcomp.container.plans import Plan, plan, plan_values
+from onnxcomp.container.related import Relation, relation
+from onnxcomp.container.segments import Segment
+
+__all__ = ["Described", "Form", "describe", "mask_shape"]
+
+Array = np.ndarray[Any, Any]
+
+_WORTH_MASK = 256  # numbers
+_ZEROS = 0.1  # of all numbers, from which a mask is tried
+
+
+class Form(IntEnum):
+    """What an array is stored as."""
+
+    DENSE = 0  # planes of its bytes
+    MASKED = 1  # which numbers are not zero, and planes of these
+    SAME = 2  # the index of an earlier array
+    MULTIPLE = 3  # the same, and a factor
+
+
+@dataclass
+class Described:
+    """An array and what it is stored as.
+
+    Attributes:
+        form: see there.
+        element: type of ONNX.
+        planes: plans of its bytes, the most significant plane first.
+        mask: plan of the flags, eight in a byte.
+        count: numbers that are not zero.
+        relation: to an earlier array.
+    """
+
+    form: Form
+    element: int
+    planes: list[Plan] = field(default_factory=list)
+    mask: Plan | None = None
+    count: int = 0
+    relation: Relation | None = None
+
+    @property
+    def plans(self) -> list[Plan]:
+        """All of them, in the order in which they are described."""
+        return self.planes if self.mask is None else [self.mask, *self.planes]
+
+    @property
+    def size(self) -> float:
+        """Bytes, about."""
+        return sum(planned.size for planned in self.plans)
+
+    def seeded(self) -> Iterator[tuple[Plan, int]]:
+        """The plans, each with a number for what its symbols mean."""
+        if self.mask is not None:
+            yield self.mask, MASK << 4
+        for number, planned in enumerate(self.planes):
+            yield planned, self.element << 5 | number << 1 | (self.mask is not None)
+
+
+def describe(data: bytes, segments: list[Segment]) -> list[Described]:
+    """The arrays of a block, each as what makes it smallest."""
+    found: list[Described] = []
+    earlier: dict[int, list[tuple[int, bytes, int]]] = {}
+    for index, segment in enumerate(segments):
+        part = data[segment.offset : segment.offset + segment.nbytes]
+        alike = earlier.setdefault(len(part), [])
+        related = relation(part, segment.element, alike)
+        alike.append((index, part, segment.element))
+        if related is not None:
+            form = Form.MULTIPLE if related[1] else Form.SAME
+            found.append(Described(form, segment.element, relation=related))
+        else:
+            found.append(_described(part, segment))
+    return found
+
+
+def mask_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Of the bytes of a mask: in rows, where each has whole bytes."""
+    rows, columns = shape[0], shape[1] * shape[2]
+    return (rows, columns // 8, 1) if columns % 8 == 0 else (1, -(-rows * columns // 8), 1)
+
+
+def _described(data: bytes, segment: Segment) -> Described:
+    element, shape = segment.element, segment.shape
+    parts = planes.split(data, element)
+    is_whole = len(parts) == 1
+    dense = Described(Form.DENSE, element, [plan(part, shape, element, is_whole) for part in parts])
+    numbers = np.frombuffer(data, f"<u{len(parts)}")
+    if len(numbers) < _WORTH_MASK or (count := np.count_nonzero(numbers)) > (1 - _ZEROS) * len(numbers):
+        return dense
+    kept = numbers != 0
+    mask = plan(np.packbits(kept), mask_shape(shape), MASK, True)
+    values = [plan_values(part[kept], kept, shape, element, is_whole) for part in parts] if count else []
+    masked = Described(Form.MASKED, element, values, mask, int(count))
+    return masked if masked.size < dense.size else dense
