@@ -11,9 +11,10 @@ import numpy as np
 
 from onnxcomp.container import planes
 from onnxcomp.container.magnitudes import MASK
-from onnxcomp.container.plans import Plan, plan, plan_values
+from onnxcomp.container.plans import Mode, Plan, plan, plan_values
 from onnxcomp.container.related import Relation, relation
 from onnxcomp.container.segments import Segment
+from onnxcomp.container.wire import deflated
 
 __all__ = ["Described", "Form", "describe", "mask_shape"]
 
@@ -21,6 +22,8 @@ Array = np.ndarray[Any, Any]
 
 _WORTH_MASK = 256  # numbers
 _ZEROS = 0.1  # of all numbers, from which a mask is tried
+_DISTINCT = 0.75  # of all numbers but zero, up to which LZMA is tried
+_LOOKED_AT = 2048  # numbers
 
 
 class Form(IntEnum):
@@ -30,6 +33,7 @@ class Form(IntEnum):
     MASKED = 1  # which numbers are not zero, and planes of these
     SAME = 2  # the index of an earlier array
     MULTIPLE = 3  # the same, and a factor
+    WHOLE = 4  # its bytes through LZMA, for numbers that occur again and again
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Described:
     Attributes:
         form: see there.
         element: type of ONNX.
-        planes: plans of its bytes, the most significant plane first.
+        planes: plans of its bytes, the most significant plane first; with ``WHOLE`` one of all of them.
         mask: plan of the flags, eight in a byte.
         count: numbers that are not zero.
         relation: to an earlier array.
@@ -99,6 +103,9 @@ def _described(data: bytes, segment: Segment) -> Described:
     is_whole = len(parts) == 1
     dense = Described(Form.DENSE, element, [plan(part, shape, element, is_whole) for part in parts])
     numbers = np.frombuffer(data, f"<u{len(parts)}")
+    if not is_whole and _has_repetitions(numbers) and len(packed := deflated(data)) < dense.size:
+        symbols = np.frombuffer(data, np.uint8)
+        return Described(Form.WHOLE, element, [Plan(Mode.REPEATS, symbols, packed=packed)])
     if len(numbers) < _WORTH_MASK or (count := np.count_nonzero(numbers)) > (1 - _ZEROS) * len(numbers):
         return dense
     kept = numbers != 0
@@ -106,3 +113,16 @@ def _described(data: bytes, segment: Segment) -> Described:
     values = [plan_values(part[kept], kept, shape, element, is_whole) for part in parts] if count else []
     masked = Described(Form.MASKED, element, values, mask, int(count))
     return masked if masked.size < dense.size else dense
+
+
+def _has_repetitions(numbers: Array) -> bool:
+    """Whether many numbers occur more than once, by those of some values alone: a sample of places would miss them."""
+    share = len(numbers) // _LOOKED_AT
+    if share > 1:
+        spread = (numbers * numbers.dtype.type(_ODD & np.iinfo(numbers.dtype).max)) >> numbers.dtype.type(4)
+        numbers = numbers[spread % numbers.dtype.type(min(share, 256)) == 0]
+    numbers = numbers[numbers != 0]
+    return len(numbers) > 8 and len(np.unique(numbers)) < _DISTINCT * len(numbers)
+
+
+_ODD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: products with it look random (Knuth, section 6.4)

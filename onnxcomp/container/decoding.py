@@ -167,6 +167,11 @@ def _array(head: Reader, segment: Segment, index: int, segments: list[Segment], 
         if not kept:
             return array
         count = kept
+    if array.form == Form.WHOLE:
+        array.planes = [_plane(head, segment.shape, segment.nbytes, 0)]
+        if array.planes[0].mode != Mode.REPEATS:
+            raise CodeError("an array as a whole is stored in an unknown way")
+        return array
     array.planes = [_plane(head, segment.shape, count, tables) for _ in range(width)]
     for plane in array.planes:
         plane.mask = array.mask
@@ -274,6 +279,8 @@ def _made(array: _Array, made: list[bytes]) -> bytes:
         return made[array.source]
     if array.form == Form.MULTIPLE:
         return multiplied(made[array.source], array.factor)
+    if array.form == Form.WHOLE:
+        return array.planes[0].symbols.tobytes()
     element = array.segment.element
     if array.mask is None:
         return planes.join([plane.symbols for plane in array.planes], element)

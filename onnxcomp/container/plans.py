@@ -164,7 +164,8 @@ def _steps(codes_a_level: float) -> int:
 
 
 def _counted(planned: Plan) -> Plan:
-    assert planned.classes is not None and planned.levels is not None
+    assert planned.classes is not None
+    assert planned.levels is not None
     keys = (planned.classes.astype(np.uint16) << np.uint16(8)) | planned.symbols
     count = sum(int(level.max()) for level in planned.levels) + 1
     planned.counts = np.bincount(keys.ravel(), minlength=256 * count).reshape(count, 256)
