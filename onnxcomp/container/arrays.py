@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -16,7 +17,7 @@ from onnxcomp.container.related import Relation, relation
 from onnxcomp.container.segments import Segment
 from onnxcomp.container.wire import deflated
 
-__all__ = ["Described", "Form", "describe", "mask_shape"]
+__all__ = ["ORDERS", "Described", "Form", "describe", "flags_of", "mask_shape"]
 
 Array = np.ndarray[Any, Any]
 
@@ -45,6 +46,7 @@ class Described:
         element: type of ONNX.
         planes: plans of its bytes, the most significant plane first; with ``WHOLE`` one of all of them.
         mask: plan of the flags, eight in a byte.
+        order: of the flags, one of ``ORDERS``.
         count: numbers that are not zero.
         relation: to an earlier array.
     """
@@ -53,6 +55,7 @@ class Described:
     element: int
     planes: list[Plan] = field(default_factory=list)
     mask: Plan | None = None
+    order: int = 0
     count: int = 0
     relation: Relation | None = None
 
@@ -91,10 +94,22 @@ def describe(data: bytes, segments: list[Segment]) -> list[Described]:
     return found
 
 
-def mask_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+ORDERS = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+"""Orders of the axes (rows, columns, taps) in a mask: zeros in groups of four, or blocks, show along one of them."""
+
+
+def mask_shape(shape: tuple[int, int, int], order: int) -> tuple[int, int, int]:
     """Of the bytes of a mask: in rows, where each has whole bytes."""
-    rows, columns = shape[0], shape[1] * shape[2]
+    rows, *others = (shape[axis] for axis in ORDERS[order])
+    columns = math.prod(others)
     return (rows, columns // 8, 1) if columns % 8 == 0 else (1, -(-rows * columns // 8), 1)
+
+
+def flags_of(mask: Array, shape: tuple[int, int, int], order: int) -> Array:
+    """The flags (bool) of an array's numbers, in their order, out of the bytes of a mask."""
+    axes = ORDERS[order]
+    flags = np.unpackbits(mask, count=math.prod(shape)).astype(bool).reshape([shape[axis] for axis in axes])
+    return np.ascontiguousarray(flags.transpose(np.argsort(axes))).ravel()
 
 
 def _described(data: bytes, segment: Segment) -> Described:
@@ -109,10 +124,22 @@ def _described(data: bytes, segment: Segment) -> Described:
     if len(numbers) < _WORTH_MASK or (count := np.count_nonzero(numbers)) > (1 - _ZEROS) * len(numbers):
         return dense
     kept = numbers != 0
-    mask = plan(np.packbits(kept), mask_shape(shape), MASK, True)
+    mask, order = _mask(kept, shape)
     values = [plan_values(part[kept], kept, shape, element, is_whole) for part in parts] if count else []
-    masked = Described(Form.MASKED, element, values, mask, int(count))
+    masked = Described(Form.MASKED, element, values, mask, order, int(count))
     return masked if masked.size < dense.size else dense
+
+
+def _mask(kept: Array, shape: tuple[int, int, int]) -> tuple[Plan, int]:
+    """The plan of the flags in the order that makes them smallest, and that order."""
+    tried: list[tuple[float, int, Plan]] = []
+    for order, axes in enumerate(ORDERS):
+        if order != 1 or min(shape[1:]) > 1:  # else it is the same as the first
+            packed = np.packbits(kept.reshape(shape).transpose(axes))
+            planned = plan(packed, mask_shape(shape, order), MASK, True)
+            tried.append((planned.size, order, planned))
+    _, order, planned = min(tried, key=lambda entry: entry[:2])
+    return planned, order
 
 
 def _has_repetitions(numbers: Array) -> bool:

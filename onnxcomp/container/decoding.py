@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.container import planes, rans, scales, taps
-from onnxcomp.container.arrays import Form, mask_shape
+from onnxcomp.container.arrays import ORDERS, Form, flags_of, mask_shape
 from onnxcomp.container.encoding import CODED, MOST_HEAD, STORED
 from onnxcomp.container.plans import Mode
 from onnxcomp.container.rans import CodeError
@@ -40,6 +40,7 @@ class _Plane:
     tables: Array = field(default_factory=lambda: np.zeros(1, np.uint8))
     symbols: Array = field(default_factory=lambda: np.zeros(0, np.uint8))
     mask: _Plane | None = None
+    order: int = 0  # of the mask
 
     @property
     def last_stage(self) -> int:
@@ -54,6 +55,7 @@ class _Array:
     form: Form
     planes: list[_Plane] = field(default_factory=list)
     mask: _Plane | None = None
+    order: int = 0
     source: int = 0
     factor: bytes = b""
 
@@ -159,8 +161,8 @@ def _array(head: Reader, segment: Segment, index: int, segments: list[Segment], 
                 raise CodeError("a multiple is of no float32")
         return array
     if array.form == Form.MASKED:
-        kept = head.number(count)
-        shape = mask_shape(segment.shape)
+        array.order, kept = head.number(len(ORDERS) - 1), head.number(count)
+        shape = mask_shape(segment.shape, array.order)
         array.mask = _plane(head, shape, math.prod(shape), tables)
         if array.mask.mode == Mode.PREDICTED:
             raise CodeError("a mask is predicted")
@@ -174,7 +176,7 @@ def _array(head: Reader, segment: Segment, index: int, segments: list[Segment], 
         return array
     array.planes = [_plane(head, segment.shape, count, tables) for _ in range(width)]
     for plane in array.planes:
-        plane.mask = array.mask
+        plane.mask, plane.order = array.mask, array.order
         plane.stage = int(array.mask is not None)
         if plane.mask and plane.mode == Mode.PREDICTED:
             raise CodeError("masked numbers are predicted")
@@ -242,7 +244,7 @@ def _tables_of(plane: _Plane) -> Array:
 
 def _kept(mask: _Plane, plane: _Plane) -> Array:
     """Which numbers of an array its mask keeps."""
-    kept = np.unpackbits(mask.symbols, count=math.prod(plane.shape)).astype(bool)
+    kept = flags_of(mask.symbols, plane.shape, plane.order)
     if np.count_nonzero(kept) != plane.size:
         raise CodeError("a mask keeps another count of numbers than it says")
     return kept

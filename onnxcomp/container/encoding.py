@@ -134,6 +134,7 @@ def _write_array(head: Writer, array: Described) -> None:
         head.number(index)
         head.plain(factor)
     if array.mask is not None:
+        head.number(array.order)
         head.number(array.count)
     for planned in array.plans:
         _write_plan(head, planned)

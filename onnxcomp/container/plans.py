@@ -86,17 +86,16 @@ def plan(symbols: Array, shape: tuple[int, int, int], element: int, is_whole: bo
         is_whole: whether it is the array's only plane.
     """
     counts = np.bincount(symbols, minlength=256)[None]
-    one = entropy(counts)
-    if repeats := _repeats(symbols, one):
-        return Plan(Mode.REPEATS, symbols, packed=repeats)
+    found = [Plan(Mode.ONE, symbols, counts=counts)]
+    one = found[0].size
+    if packed := _repeats(symbols, one):
+        found.append(Plan(Mode.REPEATS, symbols, packed=packed))
     if one + _SYMBOL * int((counts > 0).sum()) >= len(symbols):
-        return raw(symbols)
+        found[0] = raw(symbols)
     worth = len(symbols) >= _WORTH_SCALES and min(shape[0], shape[1] * shape[2]) > 1
     if is_whole and worth and has_magnitudes(element):
-        scaled = _scaled(symbols.reshape(shape), element)
-        if scaled.size < one:
-            return scaled
-    return Plan(Mode.ONE, symbols, counts=counts)
+        found.append(_scaled(symbols.reshape(shape), element))
+    return min(found, key=lambda planned: planned.size)
 
 
 def plan_values(symbols: Array, kept: Array, shape: tuple[int, int, int], element: int, is_whole: bool) -> Plan:
