@@ -93,9 +93,10 @@ def decode(body: bytes, most: int) -> bytes:
     # In the order in which they are described, as plans.stages_of has them.
     described = [plane for array in arrays for plane in ([array.mask] if array.mask else []) + array.planes]
     coded = [plane for plane in described if plane.mode >= Mode.ONE]
-    lanes = rans.lanes_for(sum(plane.size for plane in coded))
-    states, words = reader.plain(4 * lanes), reader.data()
-    decoder = rans.Decoder(frequencies, lanes, states, words)
+    lanes = reader.number(rans.MOST_LANES)
+    if lanes < rans.least_lanes(sum(plane.size for plane in coded)):
+        raise CodeError("there are too few lanes")
+    decoder = rans.Decoder(frequencies, lanes, reader.data(), reader.data())
     _decode_coded(decoder, coded)
     carried = decoder.carried()
     stored = skeleton_stored + sum(plane.stored for plane in found)

@@ -61,7 +61,8 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     if len(head) > MOST_HEAD:
         return None
     stages = stages_of(plans)
-    lanes = rans.lanes_for(sum(len(symbols) for symbols, _ in stages))
+    nbytes = sum(planned.size for planned in plans if planned.mode >= Mode.ONE)
+    lanes = rans.lanes_for(sum(len(symbols) for symbols, _ in stages), nbytes)
     rest = packed + b"".join(planned.packed for array in arrays for planned in array.planes)
     carried = rest[: 2 * lanes]
     states, words = rans.encode(stages, from_levels(levels), lanes, carried.ljust(2 * lanes, b"\0"))
@@ -69,7 +70,8 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     body.number(len(head))
     body.data(deflated(head))
     body.plain(b"".join(array.mask.packed for array in arrays if array.mask))
-    body.plain(states)
+    body.number(lanes)
+    body.data(states)
     body.data(words)
     body.plain(rest[len(carried) :])
     return body.done()

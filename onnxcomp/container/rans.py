@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PRECISION", "TOTAL", "CodeError", "Decoder", "encode", "lanes_for"]
+__all__ = ["MOST_LANES", "PRECISION", "TOTAL", "CodeError", "Decoder", "encode", "lanes_for", "least_lanes"]
 
 Array = np.ndarray[Any, Any]
 
@@ -24,17 +24,23 @@ TOTAL = 1 << PRECISION
 """What the frequencies of a table sum up to."""
 
 _LOWEST = 1 << 16  # states lie in [2^16, 2^32)
-_MOST_LANES = 4096
-_SYMBOLS_A_LANE = 512
+MOST_LANES = 4096
+_BYTES_A_LANE = 512
+_SYMBOLS_A_LANE = 4096
 
 
 class CodeError(ValueError):
     """The bytes are no code of the symbols that are asked for."""
 
 
-def lanes_for(count: int) -> int:
-    """How many lanes code so many symbols: as many as pay for the operations on arrays."""
-    return max(1, min(_MOST_LANES, count // _SYMBOLS_A_LANE))
+def lanes_for(count: int, nbytes: float) -> int:
+    """How many lanes code so many symbols in so many bytes: each costs half a byte, and makes all faster."""
+    return max(least_lanes(count), min(MOST_LANES, int(nbytes) // _BYTES_A_LANE))
+
+
+def least_lanes(count: int) -> int:
+    """How many lanes so many symbols must have: fewer would take long, even where they code next to nothing."""
+    return max(1, min(MOST_LANES, count // _SYMBOLS_A_LANE))
 
 
 def encode(
@@ -51,7 +57,7 @@ def encode(
         carried: 2 · lanes bytes to store in the initial states.
 
     Returns:
-        the final states (4 · lanes bytes), and the words.
+        the final states, packed, and the words.
     """
     ends = np.cumsum(frequencies, axis=1, dtype=np.uint32)
     starts = (ends - frequencies).ravel().astype(np.uint32)
@@ -63,10 +69,33 @@ def encode(
             part = slice(start, start + _PART * lanes)
             index = (tables[part].astype(np.intp) << 8) | symbols[part]
             _encode_part(states, flat[index], starts[index], lanes, words)
-    final = states.astype("<u4").tobytes()
-    return final, b"".join(part.tobytes() for part in reversed(words))
+    return _packed(states), b"".join(part.tobytes() for part in reversed(words))
 
 
+def _packed(states: Array) -> bytes:
+    """For each state four bits that say how long it is, and its bits below the first: most are far from 2^32."""
+    lengths = np.frexp(states.astype(np.float64))[1] - 1  # of the bits below the first: from 16 to 31
+    heads = (lengths[:, None] >> np.arange(4)) & 1
+    tails = (states[:, None] >> _PLACES) & np.uint32(1)
+    return np.packbits(heads).tobytes() + np.packbits(tails[lengths[:, None] > _PLACES]).tobytes()
+
+
+def _unpacked(data: bytes, lanes: int) -> Array:
+    """The states of so many lanes that were packed."""
+    head = -(-lanes // 2)
+    found = np.frombuffer(data, np.uint8)
+    if len(found) < head:
+        raise CodeError("the states end too early")
+    lengths = 16 + np.unpackbits(found[:head], count=4 * lanes).reshape(lanes, 4) @ np.array([1, 2, 4, 8])
+    if len(found) != head + -(-int(lengths.sum()) // 8):
+        raise CodeError("the states are not as long as they say")
+    tails = np.zeros((lanes, len(_PLACES)), np.uint32)
+    tails[lengths[:, None] > _PLACES] = np.unpackbits(found[head:], count=int(lengths.sum()))
+    states = (tails << _PLACES).sum(axis=1, dtype=np.uint32)
+    return np.asarray(states + (np.uint32(1) << lengths.astype(np.uint32)))
+
+
+_PLACES = np.arange(31, dtype=np.uint32)
 _PART = 64  # steps whose frequencies are looked up at once
 
 
@@ -102,11 +131,11 @@ class Decoder:
 
     def __init__(self, frequencies: Array, lanes: int, final: bytes, words: bytes) -> None:
         self._lanes = lanes
-        self._states = np.frombuffer(final, "<u4").astype(np.uint32)
+        self._states = _unpacked(final, lanes)
+        if len(words) % 2:
+            raise CodeError("there is half a word")
         self._words = np.frombuffer(words, "<u2").astype(np.uint32)
         self._next = 0
-        if len(self._states) != lanes or (self._states < _LOWEST).any():
-            raise CodeError("a state is out of its range")
         counts = frequencies.ravel()
         self._symbols = np.repeat(np.tile(np.arange(256, dtype=np.uint8), len(frequencies)), counts)
         ends = np.cumsum(frequencies, axis=1, dtype=np.uint32).ravel()
