@@ -13,9 +13,11 @@ from harness.render_prune import prune_sections
 from harness.render_quant import quant_sections
 from harness.render_recover import recover_sections
 from harness.render_reorder import reorder_sections
+from harness.render_size import size_sections
 from harness.reorder_results import ReorderResults
 from harness.results import Results
 from harness.robustness import robustness
+from harness.size_results import SizeResults
 
 __all__ = ["write_document"]
 
@@ -31,5 +33,6 @@ def write_document(path: Path, results: Results | None = None) -> None:
         prune_sections(PruneResults.read(path.parent / "PRUNE.json")),
         recover_sections(RecoverResults.read(path.parent / "RECOVER.json")),
         reorder_sections(ReorderResults.read(path.parent / "REORDER.json")),
+        size_sections(SizeResults.read(path.parent / "SIZE.json")),
     ]
     path.write_text("\n".join(filter(None, parts)), encoding="utf-8")
