@@ -61,7 +61,7 @@ def test_files_are_packed_in_every_way(tmp_path: Any) -> None:
     pytest.importorskip("zstandard")
     from harness.size_packing import packed
 
-    codes = np.random.default_rng(0).normal(0, 9, (40, 50)).astype(np.int8)
+    codes = np.random.default_rng(0).normal(0, 9, (100, 200)).astype(np.int8)
     onnx.save(models.initializers_of({"a": codes, "b": np.ones(9, np.float32)}), tmp_path / "net.onnx")
     found = packed(tmp_path / "net.onnx", tmp_path, 1)
     assert found["onnxz"]["bytes"] == (tmp_path / "packed.onnxz").stat().st_size < found["xz"]["bytes"]

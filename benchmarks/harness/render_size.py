@@ -47,7 +47,7 @@ def _container(sections: dict[str, ContainerSection]) -> str:
             "\n".join(about),
             table(columns, rows),
             "Integer weights of two axes or more alone. *Entropy*: what they take as independent draws from one "
-            "distribution for each tensor, tables not counted; no coder that knows each weight's tensor alone does better.",
+            "distribution for each tensor, tables not counted: only what knows more than the tensor does better.",
             table(integer, coded),
         ]
     )
