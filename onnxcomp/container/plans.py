@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from onnxcomp.container import scales, taps
 from onnxcomp.container.magnitudes import has_magnitudes, magnitudes
-from onnxcomp.container.tables import entropy
+from onnxcomp.container.tables import entropy, histogram
 from onnxcomp.container.wire import deflated
 
 __all__ = ["Mode", "Plan", "plan", "plan_values", "raw", "stages_of"]
@@ -71,7 +71,7 @@ class Plan:
         """Bytes, with a guess at what levels and tables take."""
         if self.mode < Mode.ONE:
             return len(self.packed)
-        side = sum(entropy(np.bincount(level)[None]) for level in self.levels or ()) * 1.15
+        side = sum(entropy(histogram(level)[None]) for level in self.levels or ()) * 1.15
         tables = 10.0 * len(self.used) if self.mode > Mode.ONE else 0.0
         return entropy(self.counts) + side + tables + sum(map(len, self.coefficients))
 
@@ -85,16 +85,22 @@ def plan(symbols: Array, shape: tuple[int, int, int], element: int, is_whole: bo
         element: type of ONNX.
         is_whole: whether it is the array's only plane.
     """
-    counts = np.bincount(symbols, minlength=256)[None]
+    scaled = None
+    worth = len(symbols) >= _WORTH_SCALES and min(shape[0], shape[1] * shape[2]) > 1
+    if is_whole and worth and has_magnitudes(element):
+        scaled = _scaled(symbols.reshape(shape), element)
+    if scaled is not None and scaled.mode == Mode.SCALED:
+        counts = scaled.counts.sum(axis=0, keepdims=True)
+    else:
+        counts = histogram(symbols)[None]
     found = [Plan(Mode.ONE, symbols, counts=counts)]
     one = found[0].size
     if packed := _repeats(symbols, one):
         found.append(Plan(Mode.REPEATS, symbols, packed=packed))
     if one + _SYMBOL * int((counts > 0).sum()) >= len(symbols):
         found[0] = raw(symbols)
-    worth = len(symbols) >= _WORTH_SCALES and min(shape[0], shape[1] * shape[2]) > 1
-    if is_whole and worth and has_magnitudes(element):
-        found.append(_scaled(symbols.reshape(shape), element))
+    if scaled is not None:
+        found.append(scaled)
     return min(found, key=lambda planned: planned.size)
 
 
@@ -126,9 +132,11 @@ def raw(symbols: Array) -> Plan:
 
 def _repeats(symbols: Array, one: float) -> bytes:
     """The plane through LZMA, if that beats entropy coding: on a sample first, as it is slow."""
+    if len(symbols) < _TABLE:
+        return b""
     step = max(_PIECE, len(symbols) // _PIECES)
     sample = np.concatenate([symbols[at : at + _PIECE] for at in range(0, len(symbols), step)])
-    alone = entropy(np.bincount(sample, minlength=256)[None])
+    alone = entropy(histogram(sample)[None])
     if len(zlib.compress(sample.tobytes(), 1)) >= 0.9 * alone + min(_TABLE, len(sample) / 8):
         return b""
     packed = deflated(symbols.tobytes())
