@@ -24,7 +24,7 @@ TOTAL = 1 << PRECISION
 """What the frequencies of a table sum up to."""
 
 _LOWEST = 1 << 16  # states lie in [2^16, 2^32)
-MOST_LANES = 4096
+MOST_LANES = 8192
 _BYTES_A_LANE = 512
 _SYMBOLS_A_LANE = 4096
 
