@@ -432,7 +432,17 @@ def test_a_container_cannot_claim_more_than_it_can_hold(tmp_path: Path) -> None:
     assert "cannot hold" in refused(claiming(2**50), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../w.bin", "/tmp/w.bin", "a/../../w.bin", "a\\w.bin", "w\0.bin", ".", ""])
+def test_a_model_does_not_replace_its_own_external_data(tmp_path: Path) -> None:
+    onnxcomp.pack(external(tmp_path, "net.bin"), tmp_path / "net.onnxz")
+    (there := tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match=r"net\.bin: is the name of the model's external data"):
+        onnxcomp.restore(tmp_path / "net.onnxz", there / "net.bin")
+    assert not list(there.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["./w.bin", "a//w.bin", "../w.bin", "/tmp/w.bin", "a/../../w.bin", "a\\w.bin", "w\0.bin", ".", ""]
+)
 def test_names_outside_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     files = (format.StoredFile("", 1, bytes(32)), format.StoredFile(name, 1, bytes(32)))
     assert "in the model's folder" in refused(format.Header(files, {}).encoded(), tmp_path)

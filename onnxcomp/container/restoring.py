@@ -48,6 +48,8 @@ def restore(source: str | os.PathLike[str], destination: str | os.PathLike[str])
     source, destination = Path(source), Path(destination)
     with _opened(source) as (stream, header), ExitStack() as written:
         places = destinations(header, destination)
+        if any(os.path.realpath(place) == os.path.realpath(destination) for place in places[1:]):
+            raise InputError(f"{destination}: is the name of the model's external data; name another file")
         for place, file in zip(places[1:], header.files[1:], strict=True):
             _check_free(place, file, source)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,9 @@ def plain_files(path: Path) -> list[PlainFile]:
     Raises:
         InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
     """
-    read(path)  # says what is wrong with it
+    skeleton, _ = read(path)  # says what is wrong with it
+    if not skeleton.proto.graph.node and not skeleton.proto.graph.output:
+        raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
     try:
         model = PlainFile("", SourceFile(path))
     except OSError as error:
@@ -91,7 +94,7 @@ def _without_weights(model: PlainFile) -> onnx.ModelProto:
 def _add_external(tensor: onnx.TensorProto, path: Path, files: dict[str, PlainFile]) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     place = external_file(path, location := entries.get("location", ""), tensor.name)
-    name = Path(location).as_posix()
+    name = Path(os.path.normpath(location)).as_posix()
     if name not in files:
         files[name] = PlainFile(name, SourceFile(place))
     file = files[name]
