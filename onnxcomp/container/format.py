@@ -149,9 +149,7 @@ def _name(data: bytes, index: int) -> str:
     parts = PurePosixPath(name).parts
     if bool(name) != bool(index) or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise CodeError("a file's name is none in the model's folder")
-    if name and (
-        os.path.isabs(name) or Path(name).drive or name in (".", "") or name != PurePosixPath(name).as_posix()
-    ):
+    if name and (os.path.isabs(name) or Path(name).drive or name == "." or name != PurePosixPath(name).as_posix()):
         raise CodeError("a file's name is none in the model's folder")
     return name
 
