@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxcomp.compiler import Result, compress
+    from onnxcomp.container.packing import pack
+    from onnxcomp.container.restoring import restore
     from onnxcomp.context import Context, Rejected
     from onnxcomp.data import Dataset
     from onnxcomp.errors import OnnxcompError, PassError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from onnxcomp.model import Model
     from onnxcomp.passbase import Pass, Stage
     from onnxcomp.pipeline import Pipeline
+    from onnxcomp.runtime.session import load_session
     from onnxcomp.runtime.target import Target
 
 __all__ = [
@@ -34,6 +37,9 @@ __all__ = [
     "Stage",
     "Target",
     "compress",
+    "load_session",
+    "pack",
+    "restore",
     "weighted_layers",
 ]
 
@@ -51,6 +57,9 @@ _HOMES = {
     "Stage": "onnxcomp.passbase",
     "Target": "onnxcomp.runtime.target",
     "compress": "onnxcomp.compiler",
+    "load_session": "onnxcomp.runtime.session",
+    "pack": "onnxcomp.container.packing",
+    "restore": "onnxcomp.container.restoring",
     "weighted_layers": "onnxcomp.graph.layers",
 }
 

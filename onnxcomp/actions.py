@@ -15,6 +15,9 @@ from pathlib import Path
 import onnxruntime
 
 from onnxcomp.compiler import compress, prepare_samples
+from onnxcomp.container.format import SUFFIX, is_packed
+from onnxcomp.container.packing import pack
+from onnxcomp.container.restoring import restore
 from onnxcomp.data import Dataset
 from onnxcomp.destinations import check_spared, check_weights_spared, check_writable, files_named
 from onnxcomp.errors import InputError, PassError, UsageError
@@ -29,7 +32,7 @@ from onnxcomp.report.console import Page, progress_bars
 from onnxcomp.report.inspection import inspect, print_inspection
 from onnxcomp.report.manual import pass_summary, print_manual
 from onnxcomp.report.schema import Report, Section
-from onnxcomp.report.table import decisions, legend, result_table, summary, table
+from onnxcomp.report.table import decisions, legend, result_table, size, summary, table
 from onnxcomp.report.timings import open_timings
 from onnxcomp.reproduce import replay
 from onnxcomp.runtime.target import Target
@@ -38,6 +41,7 @@ from onnxcomp.runtime.timings import TimingTable
 __all__ = [
     "Request",
     "compress_model",
+    "convert_model",
     "inspect_model",
     "replay_failure",
     "show_passes",
@@ -190,6 +194,27 @@ def inspect_model(request: Request) -> int:
     return 0
 
 
+def convert_model(request: Request) -> int:
+    """Pack a plain model, or restore a packed one, and say what came of it."""
+    _check_given(request)
+    source, destination = request.model, request.destination
+    packed = is_packed(source)
+    if packed == (destination.suffix == SUFFIX):
+        wanted = "is packed already; give -o a name in .onnx" if packed else f"needs a pipeline or a name in {SUFFIX}"
+        raise UsageError(f"--output {destination}: {source} {wanted}" if packed else f"--output {wanted}")
+    check_writable(destination)
+    check_spared(destination, "the result", _needed(request))
+    if packed:
+        before, after = source.stat().st_size, restore(source, destination)
+    else:
+        before = sum(path.stat().st_size for path in _load(request).files)
+        after = pack(source, destination)
+    if not request.silent:
+        ratio = f", {before / after:.2f}x smaller" if after < before else ""
+        Page().line(f"{source}: {size(before)} -> {destination}: {size(after)}{ratio}")
+    return 0
+
+
 def show_passes(name: str | None) -> int:
     """Print the names of all passes, or the manual page of one."""
     page = Page()
@@ -257,7 +282,7 @@ def _check_given(request: Request) -> None:
 def _load(request: Request) -> Model:
     """The model; what is written must spare its external data too, which only the model names."""
     model = Model.load(request.model)
-    if request.pipeline is not None:
+    if request.pipeline is not None or request.output is not None:
         check_weights_spared(request.destination, "the result", model)
     if request.report not in (None, "-"):
         check_weights_spared(Path(str(request.report)), "the report", model)

@@ -90,7 +90,10 @@ def _command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="File to write, never the model itself. Default: MODEL's name with .compressed.onnx."
+            "-o",
+            "--output",
+            help="File to write, never the model itself. Default: MODEL's name with .compressed.onnx. "
+            "A name in .onnxz packs the model; with no pipeline, too, and any other then restores a packed one.",
         ),
     ] = None,
     data: Annotated[
@@ -179,13 +182,14 @@ def _command(
     )
     if pipeline is None:
         _refuse_without_pipeline(request, dry_run)
-        return actions.inspect_model(request)
+        return actions.inspect_model(request) if output is None else actions.convert_model(request)
     return actions.show_plan(request) if dry_run else actions.compress_model(request)
 
 
 def _refuse_without_pipeline(request: Request, dry_run: bool) -> None:
     given = {
-        "--output": request.output,
+        "--data": None if request.output is None else request.data,
+        "--report": None if request.output is None else request.report,
         "--test-data": request.test_data,
         "--metric": request.metric,
         "--max-drop": request.max_drop,

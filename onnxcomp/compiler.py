@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxcomp.container.format import SUFFIX
+from onnxcomp.container.packing import pack_model
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
 from onnxcomp.destinations import check_weights_spared
@@ -29,6 +31,7 @@ from onnxcomp.reproduce import Reproducer
 from onnxcomp.runtime import feeds as made_up
 from onnxcomp.runtime.target import Target
 from onnxcomp.runtime.timings import TimingTable
+from onnxcomp.version import installed_version
 
 __all__ = ["Result", "Samples", "compress", "prepare_samples"]
 
@@ -155,7 +158,8 @@ def compress(
         warnings=[*ctx.warnings, *verify.doubts, *_warnings(samples, table)],
     )
     if output is not None:
-        work.save(output)  # last: it may replace the original, and an interruption before it leaves no trace
+        # Last: it may replace the original, and an interruption before it leaves no trace.
+        report.result.packed_bytes = _write(work, Path(output), report.options)
     report.result.seconds = time.perf_counter() - start
     return Result(work, report)
 
@@ -178,6 +182,15 @@ def prepare_samples(model: Model, data: Dataset | str | None, test_data: Dataset
     known = evaluation if evaluation is not None else calibration
     probe = known.sample() if known is not None else made_up.synthetic(model, seed)
     return Samples(calibration, evaluation, held_out, probe)
+
+
+def _write(model: Model, output: Path, options: schema.Options) -> int | None:
+    """Write the result; returns the bytes of a packed one."""
+    if output.suffix != SUFFIX:
+        model.save(output)
+        return None
+    recipe = {"onnxcomp": installed_version(), "pipeline": options.scheduled, "seed": options.seed}
+    return pack_model(model, output, recipe)
 
 
 def _check_numbers(max_drop: float | None, seed: int) -> None:

@@ -10,6 +10,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp import codec
+from onnxcomp.container.format import SUFFIX, is_packed
+from onnxcomp.container.packing import pack_model
+from onnxcomp.container.restoring import restored_aside
 from onnxcomp.errors import InputError
 from onnxcomp.graph.state import GraphState
 from onnxcomp.storage.mapped import Table
@@ -43,15 +46,27 @@ class Model:
         self._header = header
         self._table = table
         self._external = tuple(external)
+        self._plain: Path | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
         """Open a model. Its larger weights stay in the file, or the files, until something asks for them.
 
+        A packed model (``.onnxz``) is restored into temporary files, which go with the process.
+
         Raises:
-            InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
+            InputError: the file is missing, is not an ONNX model, or its external data cannot be used; or it is a
+                packed model that is damaged.
         """
         path = Path(path)
+        if is_packed(path):
+            model = cls._load(plain := restored_aside(path))
+            model.path, model._plain = path, plain
+            return model
+        return cls._load(path)
+
+    @classmethod
+    def _load(cls, path: Path) -> Model:
         skeleton, external = read(path)
         if not skeleton.proto.graph.node and not skeleton.proto.graph.output:
             raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
@@ -127,18 +142,23 @@ class Model:
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the model to ``path`` whole or not at all; returns the bytes written.
 
-        The larger weights are written to a file beside it, ``<name>.<hash of the weights>.data``, where the model
-        came with such a file or is over the 2 GB that one file can hold.
+        A path that ends in ``.onnxz`` is written as a packed model (see ``pack``). Of a plain one, the larger weights
+        are written to a file beside it, ``<name>.<hash of the weights>.data``, where the model came with such a
+        file or is over the 2 GB that one file can hold.
 
         Raises:
             InputError: the folder is missing or may not be written, or the disk is full.
         """
-        return save(self.skeleton(), Path(path), bool(self._external))
+        path = Path(path)
+        return pack_model(self, path) if path.suffix == SUFFIX else save(self.skeleton(), path, bool(self._external))
 
     @property
     def files(self) -> list[Path]:
-        """What it was loaded from: its file, and those with external data by name; none for one made in memory."""
-        return [] if self.path is None else [self.path, *self._external]
+        """What it was loaded from: its file, and those with external data by name; none for one made in memory.
+
+        Of a packed model, the plain files that it was restored to.
+        """
+        return [] if self.path is None else [self._plain or self.path, *self._external]
 
     @property
     def is_large(self) -> bool:

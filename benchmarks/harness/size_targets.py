@@ -1,52 +1,55 @@
-"""What codebooks and low-rank products have to show, checked against what was measured."""
+"""What file sizes have to show, checked against what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.figures import failed_row, figure_name, hundred, points_lost, speed, usable_row
-from harness.results import Section
-from harness.size_results import SizeResults
+from harness.size_results import ContainerRow, SizeResults
 from harness.targets import Target, limit
 
-__all__ = ["check_size"]
+__all__ = ["best_archive", "check_size", "throughput"]
 
-_SHARE = "onnxcomp-share"
-_AGREEMENT = {"mobilenetv2": 93.0}  # % of decisions
-_RESTORED = 100 / 7  # % of the bytes of the weights in float32
-_SPEED = 0.97
-_FACTORED = (("fashion", "onnxcomp-factorize-30"), ("ppocr_rec", "onnxcomp-factorize-20"))
-_FACTORED += (("minilm", "onnxcomp-factorize-30"),)
-_FASTER = 1.1
+_OF_ARCHIVES = 0.85
+_OF_NNCODEC = 1.03
+_SPEED = 50.0
+_LARGE = 2**20  # bytes from which speed counts: in smaller files, what is not weights takes most of the time
 
 
 def check_size(results: SizeResults) -> list[Target]:
     """Every target, in order."""
-    parts = [target for name, section in results.share.items() for target in _shared(name, section)]
-    for name, row in _FACTORED:
-        if name in results.factorize:
-            parts += _factored(name, row, results.factorize[name])
-    return parts
+    found = list(_rows(results))
+    integer = [(name, row) for name, row in found if row.codes and row.form == "-p quant"]
+    targets = [
+        limit(f"{name}, int8: .onnxz over the smaller of zstd -19 and xz -9", of_archives(row), "x", _OF_ARCHIVES)
+        for name, row in integer
+    ]
+    coded = [row.codes for _, row in integer if row.codes and row.codes.nncodec]
+    worst = max((codes.packed / codes.nncodec for codes in coded if codes.nncodec), default=None)
+    targets.append(limit("int8 weights alone: .onnxz over nncodec, the largest", worst, "x", _OF_NNCODEC))
+    speeds = [throughput(row) for _, row in integer if row.plain >= _LARGE]
+    slowest = min((speed for speed in speeds if speed is not None), default=None)
+    targets.append(limit("int8 files of 1 MB or more: pack and restore, the slowest", slowest, "MB/s", _SPEED, True))
+    return targets
 
 
-def _shared(name: str, section: Section) -> Iterator[Target]:
-    row = usable_row(section, _SHARE)
-    text = f"{name}, {row.setting if row else failed_row(section, _SHARE) or _SHARE}"
-    if name in _AGREEMENT:
-        yield limit(f"{text}: agreement", hundred(row.agreement) if row else None, "%", _AGREEMENT[name], least=True)
-    else:
-        yield limit(f"{text}: points lost of {figure_name(name)}", points_lost(section, row), "points", 1.0)
-    share = hundred(row.restored_share) if row else None
-    yield limit(f"{text}: bytes of what the weights are restored from, of their float32", share, "%", _RESTORED)
-    yield limit(f"{text}: speed after load", speed(row), "x", _SPEED, least=True)
+def of_archives(row: ContainerRow) -> float | None:
+    """The packed model's size over that of the best archive."""
+    best = best_archive(row)
+    return row.onnxz.bytes / best if row.onnxz and best else None
 
 
-def _factored(name: str, wanted: str, section: Section) -> Iterator[Target]:
-    row = usable_row(section, wanted)
-    text = f"{name}, {row.setting if row else failed_row(section, wanted) or wanted}"
-    lost = points_lost(section, row)
-    yield limit(f"{text}: points lost of {figure_name(name)}", lost, "points", 1.0)
-    yield limit(f"{text}: speed", speed(row), "x", _FASTER, least=True)
-    plain = points_lost(section, usable_row(section, f"{wanted}-plain"))
-    if lost is not None and plain is not None and plain > 0:
-        yield limit(f"{text}: loss, of that with products of the weights alone", 100 * lost / plain, "%", 50.0)
+def best_archive(row: ContainerRow) -> int | None:
+    """Bytes of the smaller of zstd -19 and xz -9."""
+    return min((archive.bytes for archive in (row.zstd, row.xz) if archive), default=None)
+
+
+def throughput(row: ContainerRow) -> float | None:
+    """Megabytes of the plain file for a second of packing and restoring together."""
+    if row.onnxz is None:
+        return None
+    return row.plain / 1e6 / (row.onnxz.pack_seconds + row.onnxz.restore_seconds)
+
+
+def _rows(results: SizeResults) -> Iterator[tuple[str, ContainerRow]]:
+    for name, section in results.container.items():
+        yield from ((name, row) for row in section.rows if row.failure is None)

@@ -284,6 +284,8 @@ class Result(Section):
     """Size of the file."""
     size_ratio: float
     """Original size over compressed size: above 1 is smaller."""
+    packed_bytes: int | None = None
+    """Size of the packed model (``.onnxz``) that was written; null when a plain one was, or none."""
     parameters: int
     """Elements of all weight tensors."""
     flops: int

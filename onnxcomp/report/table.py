@@ -71,13 +71,15 @@ def result_table(report: Report) -> Table:
             mark = _SAME if entry.status == "unchanged" else "undone"
             cells = [mark, *[_SAME] * (len(figures) - 2), figures[-1].after(entry)]
         rows.add_row(entry.name, *cells)
+    if report.result.packed_bytes is not None:
+        rows.add_row("packed", size(report.result.packed_bytes), *[_SAME] * (len(figures) - 2), _NONE)
     return rows
 
 
 def legend(report: Report) -> str:
     """What the columns mean."""
     meanings = [f"{figure.heading}: {figure.meaning}" for figure in _figures(report) if figure.meaning]
-    if any(entry.status != "applied" for entry in report.passes):
+    if any(entry.status != "applied" for entry in report.passes) or report.result.packed_bytes is not None:
         meanings.insert(0, f"{_SAME}: as in the row above")
     return "; ".join(meanings)
 
@@ -116,6 +118,8 @@ def summary(report: Report) -> Iterator[str]:
     """Original against compressed, a line for each: size, metric, speed, time, and where the file is."""
     result, original = report.result, report.input
     yield f"size    {size(original.bytes)} -> {size(result.bytes)}, {_smaller(result.size_ratio)}"
+    if result.packed_bytes is not None:
+        yield f"packed  {size(result.packed_bytes)}, {_smaller(original.bytes / result.packed_bytes)}"
     if result.metric is not None and report.data.evaluation is not None:
         metric = result.metric
         values = " -> ".join(metric_value(metric.name, value) for value in (metric.original, metric.compressed))

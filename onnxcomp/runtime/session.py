@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnxcomp.container.format import is_packed
+from onnxcomp.container.restoring import restore
 from onnxcomp.errors import SessionError
+from onnxcomp.files import scratch_folder
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime.values import run_session
 from onnxcomp.storage.messages import drop_unneeded_nodes
@@ -19,7 +24,7 @@ from onnxcomp.storage.payload import Payload
 from onnxcomp.storage.reader import split
 from onnxcomp.storage.skeleton import Skeleton
 
-__all__ = ["Feeds", "Loadable", "all_cores", "create", "open_session", "reason", "run", "with_outputs"]
+__all__ = ["Feeds", "Loadable", "all_cores", "create", "load_session", "open_session", "reason", "run", "with_outputs"]
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -92,6 +97,41 @@ def open_session(
     except Exception as error:  # the binding raises a dozen classes that share no base
         remedy = f"; export {path.name} again" if path else ""
         raise SessionError(f"{path or 'the model'}: ONNX Runtime cannot load it: {reason(error)}{remedy}") from None
+
+
+def load_session(
+    path: str | os.PathLike[str],
+    options: ort.SessionOptions | None = None,
+    providers: Iterable[str] = ("CPUExecutionProvider",),
+) -> ort.InferenceSession:
+    """ONNX Runtime's session of a model's file, plain or packed.
+
+    A packed model is restored into temporary files, which are removed as soon as the session holds the model.
+
+    Example::
+
+        session = onnxcomp.load_session("net.onnxz")
+        outputs = session.run(None, feeds)
+
+    Args:
+        path: an ``.onnx`` or ``.onnxz`` file.
+        options: of the session; default: ONNX Runtime's.
+        providers: execution providers in order of preference.
+
+    Raises:
+        InputError: the packed model is damaged, or there is no room to restore it.
+        SessionError: the file is missing, or ONNX Runtime refuses the model; the message holds its reason.
+    """
+    path = Path(path)
+    with scratch_folder() if is_packed(path) else nullcontext(path.parent) as folder:
+        plain = path
+        if is_packed(path):
+            plain = folder / f"{path.stem or 'model'}.onnx"
+            restore(path, plain)
+        try:
+            return ort.InferenceSession(os.fspath(plain), options, providers=list(providers))
+        except Exception as error:  # as above
+            raise SessionError(f"{path}: ONNX Runtime cannot load it: {reason(error)}") from None
 
 
 def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:

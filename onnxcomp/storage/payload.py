@@ -21,7 +21,7 @@ from onnxcomp.errors import InputError
 from onnxcomp.files import scratch_folder
 from onnxcomp.storage.wire import Buffer
 
-__all__ = ["InFile", "InMemory", "Payload", "SourceFile"]
+__all__ = ["InFile", "InMemory", "Payload", "SourceFile", "process_folder"]
 
 Array = np.ndarray[Any, Any]
 
@@ -219,7 +219,7 @@ _COUNT = itertools.count()
 def _write_aside(chunks: Iterable[Buffer]) -> InFile:
     path: Path | None = None
     try:
-        path = _scratch(os.getpid()) / f"{next(_COUNT)}.weights"
+        path = process_folder() / f"{next(_COUNT)}.weights"
         with path.open("wb") as stream:
             size = sum(map(stream.write, chunks))
         source = SourceFile(path, keep=False)  # nobody else writes there
@@ -234,9 +234,18 @@ def _write_aside(chunks: Iterable[Buffer]) -> InFile:
     return InFile(source, 0, size)
 
 
+def process_folder() -> Path:
+    """A folder for temporary files that go with this process.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return _scratch(os.getpid())
+
+
 @functools.cache
 def _scratch(process: int) -> Path:  # noqa: ARG001 - a fork must not write into its parent's folder
-    """A folder for this process; removed with it, or by another when it is killed."""
+    """Removed with the process, or by another when it is killed."""
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(scratch_folder())

@@ -1,0 +1,52 @@
+"""What codebooks and low-rank products have to show, checked against what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.figures import failed_row, figure_name, hundred, points_lost, speed, usable_row
+from harness.results import Section
+from harness.size_results import SizeResults
+from harness.targets import Target, limit
+
+__all__ = ["check_fewer"]
+
+_SHARE = "onnxcomp-share"
+_AGREEMENT = {"mobilenetv2": 93.0}  # % of decisions
+_RESTORED = 100 / 7  # % of the bytes of the weights in float32
+_SPEED = 0.97
+_FACTORED = (("fashion", "onnxcomp-factorize-30"), ("ppocr_rec", "onnxcomp-factorize-20"))
+_FACTORED += (("minilm", "onnxcomp-factorize-30"),)
+_FASTER = 1.1
+
+
+def check_fewer(results: SizeResults) -> list[Target]:
+    """Every target, in order."""
+    parts = [target for name, section in results.share.items() for target in _shared(name, section)]
+    for name, row in _FACTORED:
+        if name in results.factorize:
+            parts += _factored(name, row, results.factorize[name])
+    return parts
+
+
+def _shared(name: str, section: Section) -> Iterator[Target]:
+    row = usable_row(section, _SHARE)
+    text = f"{name}, {row.setting if row else failed_row(section, _SHARE) or _SHARE}"
+    if name in _AGREEMENT:
+        yield limit(f"{text}: agreement", hundred(row.agreement) if row else None, "%", _AGREEMENT[name], least=True)
+    else:
+        yield limit(f"{text}: points lost of {figure_name(name)}", points_lost(section, row), "points", 1.0)
+    share = hundred(row.restored_share) if row else None
+    yield limit(f"{text}: bytes of what the weights are restored from, of their float32", share, "%", _RESTORED)
+    yield limit(f"{text}: speed after load", speed(row), "x", _SPEED, least=True)
+
+
+def _factored(name: str, wanted: str, section: Section) -> Iterator[Target]:
+    row = usable_row(section, wanted)
+    text = f"{name}, {row.setting if row else failed_row(section, wanted) or wanted}"
+    lost = points_lost(section, row)
+    yield limit(f"{text}: points lost of {figure_name(name)}", lost, "points", 1.0)
+    yield limit(f"{text}: speed", speed(row), "x", _FASTER, least=True)
+    plain = points_lost(section, usable_row(section, f"{wanted}-plain"))
+    if lost is not None and plain is not None and plain > 0:
+        yield limit(f"{text}: loss, of that with products of the weights alone", 100 * lost / plain, "%", 50.0)

@@ -1,0 +1,161 @@
+"""Packed models restored to the bytes that were packed, or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from onnxcomp.container import decoding
+from onnxcomp.container.format import GROWTH, Header, StoredFile, read_block, read_header
+from onnxcomp.container.rans import CodeError
+from onnxcomp.container.segments import BLOCK
+from onnxcomp.errors import InputError
+from onnxcomp.files import open_atomic
+from onnxcomp.storage.payload import process_folder
+
+__all__ = ["destinations", "header_of", "restore", "restored_aside"]
+
+_AGAIN = "copy it again, or pack the model again"
+_PIECE = 2**20
+
+
+def restore(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> int:
+    """Restore a packed model: the model's file, and its external data beside it under the names it refers to.
+
+    Every byte is checked against the hash of what was packed before any file appears under its name. One block of
+    16 MB is in memory at a time.
+
+    Example::
+
+        onnxcomp.restore("net.onnxz", "net.onnx")
+
+    Args:
+        source: the container.
+        destination: the model's file to write.
+
+    Returns:
+        bytes of all files written.
+
+    Raises:
+        InputError: the container is damaged, truncated or none; a file with external data would replace another;
+            or a file cannot be written.
+    """
+    source, destination = Path(source), Path(destination)
+    with _opened(source) as (stream, header), ExitStack() as written:
+        places = destinations(header, destination)
+        if any(os.path.realpath(place) == os.path.realpath(destination) for place in places[1:]):
+            raise InputError(f"{destination}: is the name of the model's external data; name another file")
+        for place, file in zip(places[1:], header.files[1:], strict=True):
+            _check_free(place, file, source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed in reverse: the model's own file last, when all that it refers to is there.
+        targets = [written.enter_context(open_atomic(place)) for place in places]
+        for target, file in zip(targets, header.files, strict=True):
+            _restore_file(stream, file, target)
+        _check_end(stream, header)
+    return header.size
+
+
+def restored_aside(source: Path) -> Path:
+    """A packed model restored into temporary files, which go with the process; returns the model's own.
+
+    Raises:
+        InputError: the container is damaged, truncated or none; or there is no room for its files.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(dir=process_folder()))
+    except OSError as error:
+        place = tempfile.tempdir or "the folder of temporary files"
+        raise InputError(f"{place}: {source} cannot be restored there ({error.strerror}); set TMPDIR") from None
+    plain = folder / f"{source.stem or 'model'}.onnx"
+    restore(source, plain)
+    return plain
+
+
+def header_of(source: str | os.PathLike[str]) -> Header:
+    """What a container says about itself.
+
+    Raises:
+        InputError: it is damaged, truncated or none.
+    """
+    with _opened(Path(source)) as (_, header):
+        return header
+
+
+def destinations(header: Header, destination: Path) -> list[Path]:
+    """Where the files of a container go, the model's own first."""
+    return [destination, *(destination.parent / file.name for file in header.files[1:])]
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[tuple[IO[bytes], Header]]:
+    """A container behind its header; what is found wrong with it in the block is said in one sentence."""
+    try:
+        stream = source.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{source}: no such file; give the path of a packed model") from None
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error.strerror}") from None
+    with stream:
+        try:
+            try:
+                header = read_header(stream, os.fstat(stream.fileno()).st_size)
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from None
+            yield stream, header
+        except CodeError as error:
+            raise InputError(f"{source}: cannot be restored, {error}; {_AGAIN}") from None
+
+
+def _restore_file(stream: IO[bytes], file: StoredFile, target: IO[bytes]) -> None:
+    digest = hashlib.sha256()
+    done = 0
+    while done < file.size:
+        data = _next_block(stream, file.size - done)
+        digest.update(data)
+        target.write(data)
+        done += len(data)
+    if digest.digest() != file.digest:
+        raise CodeError("its content has another hash than what was packed")
+
+
+def _next_block(stream: IO[bytes], most: int) -> bytes:
+    body = read_block(stream)
+    try:
+        return decoding.decode(body, min(most, BLOCK))
+    except CodeError:
+        raise
+    except (ValueError, IndexError, OverflowError) as error:
+        raise CodeError(f"a block is damaged ({type(error).__name__})") from error
+
+
+def _check_end(stream: IO[bytes], header: Header) -> None:
+    """Nothing follows but the zeros that keep the container from being too small."""
+    left = -(-header.size // GROWTH)
+    while piece := stream.read(_PIECE):
+        left -= len(piece)
+        if left < 0 or any(piece):
+            raise CodeError("it holds more than it should")
+
+
+def _check_free(place: Path, file: StoredFile, source: Path) -> None:
+    """External data go where the model says; what is there already must be the same."""
+    folder = os.path.realpath(place.parent)
+    if not place.exists():
+        return
+    digest = hashlib.sha256()
+    try:
+        with place.open("rb") as stream:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+    except OSError:
+        digest.update(b"unreadable")
+    if digest.digest() != file.digest:
+        raise InputError(
+            f"{source}: its external data would replace {folder}/{place.name}; restore it into another folder"
+        )

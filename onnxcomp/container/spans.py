@@ -1,0 +1,113 @@
+"""Where in a model's files the weights are."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from onnxcomp.errors import InputError
+from onnxcomp.storage.payload import SourceFile
+from onnxcomp.storage.reader import external_tensors, read
+from onnxcomp.storage.skeleton import is_reference, reference_fields, referred, tensors_of
+from onnxcomp.storage.validation import external_file, external_range
+from onnxcomp.storage.wire import Buffer, WireError, strip
+
+__all__ = ["PlainFile", "Span", "plain_files"]
+
+_LEAST = 32  # bytes from which a weight is worth an entry of its own
+
+
+@dataclass(frozen=True)
+class Span:
+    """The bytes of a weight.
+
+    Attributes:
+        offset, nbytes: in its file.
+        element: type of ONNX.
+        dims: dimensions; their product may be larger than the bytes where several numbers share a byte.
+    """
+
+    offset: int
+    nbytes: int
+    element: int
+    dims: tuple[int, ...]
+
+
+@dataclass
+class PlainFile:
+    """One of the files that a model consists of.
+
+    Attributes:
+        name: relative to the folder of the model; empty for the model's own file.
+        source: the open file.
+        spans: its weights, in order and without overlap.
+    """
+
+    name: str
+    source: SourceFile
+    spans: list[Span] = field(default_factory=list)
+
+
+def plain_files(path: Path) -> list[PlainFile]:
+    """The files of a model: its own, then those of its external data by name.
+
+    Raises:
+        InputError: the file is missing, is not an ONNX model, or its external data cannot be used.
+    """
+    skeleton, _ = read(path)  # says what is wrong with it
+    if not skeleton.proto.graph.node and not skeleton.proto.graph.output:
+        raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
+    try:
+        model = PlainFile("", SourceFile(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    proto = _without_weights(model)
+    others: dict[str, PlainFile] = {}
+    for tensor in external_tensors(proto):
+        _add_external(tensor, path, others)
+    files = [model, *(others[name] for name in sorted(others))]
+    for file in files:
+        file.spans = list(_apart(file.spans))
+    return files
+
+
+def _without_weights(model: PlainFile) -> onnx.ModelProto:
+    """The message without its weights, whose spans are added to the file."""
+    data: Buffer | mmap.mmap = model.source.mapped()
+    try:
+        stripped = strip(data, _LEAST, reference_fields)
+    except WireError:
+        return onnx.load_model_from_string(bytes(data))  # unusual, but a model: the generic coder takes all of it
+    proto = onnx.load_model_from_string(b"".join(stripped.pieces))
+    for tensor in tensors_of(proto):
+        if is_reference(tensor):
+            offset, nbytes = stripped.ranges[referred(tensor)]
+            model.spans.append(Span(offset, nbytes, tensor.data_type, tuple(tensor.dims)))
+    return proto
+
+
+def _add_external(tensor: onnx.TensorProto, path: Path, files: dict[str, PlainFile]) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    place = external_file(path, location := entries.get("location", ""), tensor.name)
+    name = Path(os.path.normpath(location)).as_posix()
+    if name not in files:
+        files[name] = PlainFile(name, SourceFile(place))
+    file = files[name]
+    offset, nbytes = external_range(
+        path, tensor.name, file.source.size, entries.get("offset"), entries.get("length"), None
+    )
+    file.spans.append(Span(offset, nbytes, tensor.data_type, tuple(tensor.dims)))
+
+
+def _apart(spans: list[Span]) -> Iterator[Span]:
+    """Those that can be cut out one after the other: tensors may share bytes, and hold none."""
+    end = 0
+    for span in sorted(spans, key=lambda span: (span.offset, -span.nbytes)):
+        if span.nbytes >= _LEAST and span.offset >= end and 0 not in span.dims:
+            yield span
+            end = span.offset + span.nbytes
