@@ -18,7 +18,7 @@ from onnxcomp.pipeline import recipe_names
 from onnxcomp.registry import pass_class, pass_names
 from tests import breaking
 
-BUILT_IN = ["equalize", "fold", "prune", "quant", "recover", "reorder"]
+BUILT_IN = ["equalize", "factorize", "fold", "prune", "quant", "recover", "reorder"]
 CLASSES = {name: pass_class(name) for name in BUILT_IN}
 
 
@@ -89,6 +89,10 @@ def passes(draw: st.DrawFn) -> Pass:
             options[name] = draw(values(field.annotation, _flat(field.metadata)))
     if cls.name == "prune":
         options = _of_one_kind(draw, options)
+    if cls.name == "factorize":
+        for budget in ("flops", "speedup", "energy", "error"):
+            if sum(options.get(name) is not None for name in ("flops", "speedup", "energy", "error")) > 1:
+                options.pop(budget, None)
     if cls.name == "quant" and options.get("bits") == 16:
         options = {"bits": 16}  # which few others go with
     if cls.name == "recover" and options.get("parts", 1) > 1:
@@ -144,10 +148,14 @@ UNREADABLE = ["prune(", "prune]", "prune quant", "prune;quant", ",", "my-pass", 
     [
         *((text, "write it like prune") for text in UNREADABLE),
         *((text, "is no pass; write it like prune") for text in ("1", "'prune'", "prune.quant", "*prune", "quant()()")),
-        ("", "the pipeline is empty; name passes, separated by commas: equalize, fold, prune, quant, recover, reorder"),
+        (
+            "",
+            "the pipeline is empty; name passes, separated by commas: equalize, factorize, fold, prune, quant, recover, "
+            "reorder",
+        ),
         ("  ", "the pipeline is empty"),
         ("prun", "there is no pass 'prun'; did you mean 'prune'?"),
-        ("zzz", "there is no pass 'zzz'; the passes are equalize, fold, prune, quant, recover, reorder"),
+        ("zzz", "there is no pass 'zzz'; the passes are equalize, factorize, fold, prune, quant, recover, reorder"),
         ("prune(flop=0.3)", "prune has no option 'flop'; did you mean 'flops'?"),
         ("quant(xyz=1)", "quant has no option 'xyz'; its options are"),
         ("fold(x=1)", "fold has no option 'x'; its options are inline_functions"),

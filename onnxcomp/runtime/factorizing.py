@@ -29,7 +29,7 @@ __all__ = ["factorize", "factorize_by_weights"]
 
 Array = np.ndarray[Any, Any]
 
-_STAGES = 24  # of the reconstruction, each of which runs the data once
+_STAGES = 12  # of the reconstruction, each of which runs the data once
 
 
 def factorize(

@@ -105,15 +105,15 @@ def output_moments(
     first = samples.sample()
     names = {layer.name for layer in layers if layer.shape[layer.out_axis] <= _MOST_OUTPUTS}
     work = model.copy()
-    upgrade_opset(work, _OPSET)
-    if not names or int(work.graph.opset or 0) < _OPSET:
-        return {}
-    shapes = observed(work, first)
     try:
+        upgrade_opset(work, _OPSET)
+        shapes = observed(work, first)
         ends = heads(work, shapes, "auto")
-    except PassError:  # nothing to differentiate
+    except PassError:  # an operator that cannot be upgraded, or no output to differentiate
         return {}
     probes = _with_probes(work, names, shapes)
+    if not probes or work.graph.functions:
+        return {}
     given = create(with_outputs(work.skeleton(), [head.output for head in ends]))
     gradients = Gradients(work, [probe.parameter for probe in probes], [head.term(1.0, 0.0) for head in ends])
     values = {probe.parameter: np.zeros(probe.shape, np.float32) for probe in probes}
