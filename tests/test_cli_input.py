@@ -123,7 +123,8 @@ def test_external_data_that_cannot_be_used_is_refused(command: Command, location
         ("prnue", "there is no pass 'prnue'; did you mean 'prune'?"),
         (
             "polish",
-            "there is no pass 'polish'; the passes are equalize, factorize, fold, prune, quant, recover, reorder",
+            "there is no pass 'polish'; the passes are equalize, factorize, fold, prune, quant, recover, reorder, "
+            "share",
         ),
         ("prune(flps=0.3)", "prune has no option 'flps'; did you mean 'flops'?"),
         ("prune(flops=3)", "prune: option flops=3 is not allowed: it must be > 0 and < 1"),

@@ -97,6 +97,8 @@ def passes(draw: st.DrawFn) -> Pass:
         options = {"bits": 16}  # which few others go with
     if cls.name == "recover" and options.get("parts", 1) > 1:
         options = {name: value for name, value in options.items() if name not in ("checkpoint", "match")}
+    if cls.name == "recover" and options.get("loss") == "ce":
+        options.pop("mix", None)
     return cls.with_options(options)
 
 
@@ -150,12 +152,15 @@ UNREADABLE = ["prune(", "prune]", "prune quant", "prune;quant", ",", "my-pass", 
         *((text, "is no pass; write it like prune") for text in ("1", "'prune'", "prune.quant", "*prune", "quant()()")),
         (
             "",
-            "the pipeline is empty; name passes, separated by commas: equalize, factorize, fold, prune, quant, recover, "
-            "reorder",
+            "the pipeline is empty; name passes, separated by commas: equalize, factorize, fold, prune, quant, "
+            "recover, reorder, share",
         ),
         ("  ", "the pipeline is empty"),
         ("prun", "there is no pass 'prun'; did you mean 'prune'?"),
-        ("zzz", "there is no pass 'zzz'; the passes are equalize, factorize, fold, prune, quant, recover, reorder"),
+        (
+            "zzz",
+            "there is no pass 'zzz'; the passes are equalize, factorize, fold, prune, quant, recover, reorder, share",
+        ),
         ("prune(flop=0.3)", "prune has no option 'flop'; did you mean 'flops'?"),
         ("quant(xyz=1)", "quant has no option 'xyz'; its options are"),
         ("fold(x=1)", "fold has no option 'x'; its options are inline_functions"),
