@@ -18,7 +18,7 @@ from onnxcomp.pipeline import recipe_names
 from onnxcomp.registry import pass_class, pass_names
 from tests import breaking
 
-BUILT_IN = ["equalize", "factorize", "fold", "prune", "quant", "recover", "reorder"]
+BUILT_IN = ["equalize", "factorize", "fold", "prune", "quant", "recover", "reorder", "share"]
 CLASSES = {name: pass_class(name) for name in BUILT_IN}
 
 
