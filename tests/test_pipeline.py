@@ -150,8 +150,8 @@ UNREADABLE = ["prune(", "prune]", "prune quant", "prune;quant", ",", "my-pass", 
         *((text, "is no pass; write it like prune") for text in ("1", "'prune'", "prune.quant", "*prune", "quant()()")),
         (
             "",
-            "the pipeline is empty; name passes, separated by commas: equalize, factorize, fold, prune, quant, recover, "
-            "reorder",
+            "the pipeline is empty; name passes, separated by commas: equalize, factorize, fold, prune, quant, recover,"
+            " reorder",
         ),
         ("  ", "the pipeline is empty"),
         ("prun", "there is no pass 'prun'; did you mean 'prune'?"),
