@@ -26,6 +26,7 @@ from onnxcomp.passes.factorize import Factorize
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import session
 from onnxcomp.runtime.factor_times import FactorTimes, LayerTime
+from onnxcomp.runtime.sensitivity import Weighting, output_moments
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
 from onnxcomp.runtime.timings import TimedComparison, TimingTable
@@ -482,3 +483,56 @@ def test_a_third_of_a_residual_network_loses_little() -> None:
     assert report.flops < 0.72 * 103_214_592
     assert report.metric is not None
     assert report.metric.compressed > report.metric.original - 0.01
+
+
+# -- what counts for the model -------------------------------------------------------------------------------
+
+
+def test_outputs_count_as_the_layers_behind_read_them() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"w1": rng.standard_normal((8, 6)), "w2": rng.standard_normal((6, 4)) * [1, 1, 0.1, 0.1]}
+    model = built("g (float[n, t, 8] x) => (float[n, t, 4] y) { h = MatMul(x, w1) y = MatMul(h, w2) }", arrays)
+    data = Dataset.from_arrays({"x": rng.standard_normal((64, 32, 8)).astype(np.float32)}, model=model)
+    found = output_moments(model, weighted_layers(model), data, np.random.default_rng(1))
+    assert set(found) == {"matmul0"}  # of what the model gives out nothing is asked
+    G, expected = found["matmul0"], arrays["w2"] @ arrays["w2"].T
+    G, expected = G / np.trace(G), expected / np.trace(expected)
+    np.testing.assert_allclose(G, expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Sigmoid"])
+def test_targets_are_drawn_from_what_is_predicted(op: str) -> None:
+    """The gradient by logits z is p - t: of a class that is always predicted, none is left."""
+    rng = np.random.default_rng(0)
+    arrays = {"w1": rng.standard_normal((8, 16)), "w2": np.eye(16)[:, :3], "b": np.array([0.0, 0.0, -50.0])}
+    body = f"h = MatMul(x, w1) r = MatMul(h, w2) z = Add(r, b) y = {op}(z)"
+    model = built(f"g (float[n, 8] x) => (float[n, 3] y) {{ {body} }}", arrays)
+    data = Dataset.from_arrays({"x": rng.standard_normal((512, 8)).astype(np.float32) / 4}, model=model)
+    G = output_moments(model, weighted_layers(model), data, np.random.default_rng(1))["matmul0"] / 512
+    logits = (rng.standard_normal((512, 8)) / 4 @ arrays["w1"])[:, :2]
+    p = 1 / (1 + np.exp(-(logits[:, 0] - logits[:, 1] if op == "Softmax" else logits[:, 0])))
+    scale = 1.0 if op == "Softmax" else 9.0  # the mean over three outputs
+    assert G[0, 0] * scale == pytest.approx(np.mean(p * (1 - p)), rel=0.3)
+    assert np.abs(G[2:, 2:]).max() < 1e-6
+
+
+def test_weighting_is_undone_and_keeps_the_energy() -> None:
+    rng = np.random.default_rng(0)
+    mixed, W = rng.standard_normal((6, 6)), rng.standard_normal((6, 9))
+    weighting = Weighting.of(mixed @ mixed.T, W @ W.T).scaled(3.0)
+    np.testing.assert_allclose(weighting.undone(weighting.applied(W)), W, atol=1e-9)
+    assert np.square(weighting.applied(W)).sum() == pytest.approx(9 * np.square(W).sum())
+    assert Weighting.of(np.full((6, 6), np.nan), W @ W.T) == Weighting()
+    assert Weighting.of(None) == Weighting()
+
+
+def test_what_the_model_ignores_is_lost_first() -> None:
+    """Half of the outputs are read with weights that are next to nothing."""
+    rng = np.random.default_rng(0)
+    read = rng.standard_normal((32, 24)) * np.where(np.arange(32) < 8, 1.0, 1e-3)[:, None]
+    arrays = {"w1": rng.standard_normal((32, 32)), "w2": read}
+    model = built("g (float[n, 32] x) => (float[n, 24] y) { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }", arrays)
+    data = Dataset.from_arrays({"x": rng.standard_normal((256, 32)).astype(np.float32)}, model=model)
+    expected = outputs(model, data)
+    apply(model, data, flops=0.25)
+    assert noise(model, data, expected) < 0.02

@@ -259,8 +259,9 @@ def _tapped_losses(seen: _Seen, form: Form, sizes: _Sizes) -> tuple[dict[Ranks, 
     columns = columns_of(seen.layer, form)
     W, H = seen.W[:, columns], seen.H[np.ix_(columns, columns)]
     whole = first_factors(W, H, form.taps(kernel_of(seen.layer)))
-    # With a middle factor all channels of the first one may be left.
+    # With a middle factor all channels of the first one may be left. More than W has rows for all taps are of no use.
     most = len(whole) + 1 if not any(form.spans) else sizes.most_rank([seen.layer], form)
+    most = min(most, len(W) * form.taps(kernel_of(seen.layer)) + 1)
     ranks = sizes.ranks(most)
     ranks = ranks[np.unique(np.linspace(0, len(ranks) - 1, _MOST_RANKS).astype(int))] if len(ranks) else ranks
     two: dict[Ranks, float] = {}

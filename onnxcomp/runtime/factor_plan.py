@@ -84,7 +84,7 @@ class FactorPlan:
 
     def by_flops(self, share: float) -> None:
         """Remove so large a share of the operations of all these layers."""
-        self._settle(lambda: self._least(lambda chosen: self._gone(chosen) >= share * self.total))
+        self._settle(lambda: self._without(share))
 
     def by_error(self, error: float) -> None:
         """As much as can go while the model's outputs lose this, over their variance, by what is expected."""
@@ -138,7 +138,7 @@ class FactorPlan:
             low, high, best = 0.0, 1.0, None
             share = min(0.9, 1.0 - 1.0 / speedup)
             for _ in range(_TRIALS):
-                chosen = self._least(lambda chosen, share=share: self._gone(chosen) >= share * self.total)  # type: ignore[misc]
+                chosen = self._without(share)
                 now = speed(chosen)
                 if now >= speedup:
                     best, reached, high = chosen, now, share
@@ -174,6 +174,10 @@ class FactorPlan:
             if least < 0.0:
                 chosen[place] = options[index]
         return chosen
+
+    def _without(self, share: float) -> dict[int, Option]:
+        """The least loss, about, with so large a share of the operations gone."""
+        return self._least(lambda chosen: self._gone(chosen) >= share * self.total)
 
     def _least(self, enough: Callable[[Chosen], bool]) -> dict[int, Option]:
         """The least loss with which something holds, about; all that can go where it never does."""

@@ -69,7 +69,8 @@ class FactorTimes:
             return None
         nothing = 1.0 / alone.ratio
         own = max(1.0 - nothing, _LEAST)
-        return LayerTime(timed.before_ms * own, own / max(1.0 / timed.ratio - nothing, _LEAST))
+        # From the one comparison that all forms share: load comes and goes between measurements.
+        return LayerTime(alone.before_ms * own, own / max(1.0 / timed.ratio - nothing, _LEAST))
 
 
 class _Piece:
