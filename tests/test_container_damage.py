@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import tracemalloc
 import zlib
@@ -12,11 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 import onnxcomp
 from onnxcomp.container import decoding, encoding, format, packing, segments
 from onnxcomp.container.format import GROWTH
+from onnxcomp.container.rans import CodeError
 from onnxcomp.container.restoring import header_of
+from onnxcomp.container.wire import Reader, Writer, deflated, inflated
 from onnxcomp.errors import InputError
 from tests import models
 from tests.packing import codes, external, holding, quick, there_and_back
@@ -121,9 +126,6 @@ def header_of_bytes(data: bytes, folder: Path) -> format.Header:
 @given(head=st.binary(min_size=1, max_size=300), size=st.integers(1, 2**24))
 @settings(quick, max_examples=200)
 def test_a_head_that_says_anything_is_refused(head: bytes, size: int) -> None:
-    from onnxcomp.container.rans import CodeError
-    from onnxcomp.container.wire import Writer, deflated
-
     body = Writer()
     body.number(encoding.CODED)
     body.number(size)
@@ -212,3 +214,38 @@ def test_a_packing_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         onnxcomp.pack(tmp_path / "net.onnx", tmp_path / "net.onnxz")
     assert (tmp_path / "net.onnxz").read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["net.onnx", "net.onnxz"]
+
+
+@given(edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
+@settings(quick, max_examples=60)
+def test_a_head_with_other_bytes_gives_a_code_error_or_a_block(edits: list[tuple[float, int]]) -> None:
+    """As someone would write it who knows the format: only what it says is wrong, and the rest fits."""
+    reader = Reader(several_arrays())
+    kind, size, head_size = reader.number(), reader.number(), reader.number()
+    head = bytearray(inflated(reader.data(), head_size))
+    for place, value in edits:
+        head[int(place * len(head))] = value
+    body = Writer()
+    for number in (kind, size, len(head)):
+        body.number(number)
+    body.data(deflated(bytes(head)))
+    body.plain(reader.plain(reader.left))
+    with contextlib.suppress(CodeError):  # what restoring makes one sentence of
+        assert len(decoding.decode(body.done(), size)) == size
+
+
+@functools.cache
+def several_arrays() -> bytes:
+    """The code of a block with arrays of several forms."""
+    generator = np.random.default_rng(0)
+    sparse = np.where(generator.random((40, 64)) < 0.6, 0, codes(40, 64)).astype(np.int8)
+    smooth = np.rint(generator.normal(0, 20, (20, 16, 1)) + generator.normal(0, 6, (20, 16, 9))).astype(np.int8)
+    scales = generator.random(100).astype(np.float32)
+    arrays = [codes(48, 64), sparse, smooth, scales, scales * np.float32(0.3), scales]
+    data, found = b"head", []
+    for array in arrays:
+        rows, columns, taps = (*array.shape, 1, 1)[:3] if array.ndim > 1 else (1, array.size, 1)
+        element = helper.np_dtype_to_tensor_dtype(array.dtype)
+        found.append(segments.Segment(len(data), array.nbytes, element, (rows, columns, taps)))
+        data += array.tobytes() + b"between"
+    return encoding.encode(data, found)

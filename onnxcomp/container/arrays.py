@@ -25,6 +25,7 @@ _WORTH_MASK = 256  # numbers
 _ZEROS = 0.1  # of all numbers, from which a mask is tried
 _DISTINCT = 0.75  # of all numbers but zero, up to which LZMA is tried
 _LOOKED_AT = 2048  # numbers
+_SAMPLE = 2**18  # bytes: LZMA is slow
 
 
 class Form(IntEnum):
@@ -118,7 +119,7 @@ def _described(data: bytes, segment: Segment) -> Described:
     is_whole = len(parts) == 1
     dense = Described(Form.DENSE, element, [plan(part, shape, element, is_whole) for part in parts])
     numbers = np.frombuffer(data, f"<u{len(parts)}")
-    if not is_whole and _has_repetitions(numbers) and len(packed := deflated(data)) < dense.size:
+    if not is_whole and _has_repetitions(numbers) and len(packed := _whole(data, dense.size)) < dense.size:
         symbols = np.frombuffer(data, np.uint8)
         return Described(Form.WHOLE, element, [Plan(Mode.REPEATS, symbols, packed=packed)])
     if len(numbers) < _WORTH_MASK or (count := np.count_nonzero(numbers)) > (1 - _ZEROS) * len(numbers):
@@ -140,6 +141,15 @@ def _mask(kept: Array, shape: tuple[int, int, int]) -> tuple[Plan, int]:
             tried.append((planned.size, order, planned))
     _, order, planned = min(tried, key=lambda entry: entry[:2])
     return planned, order
+
+
+def _whole(data: bytes, bound: float) -> bytes:
+    """The bytes through LZMA, or as they are where a sample of many promises no less than ``bound`` bytes."""
+    start = len(data) // 2
+    sample = data[start : start + _SAMPLE]
+    if len(data) > 4 * _SAMPLE and len(deflated(sample)) >= bound * len(sample) / len(data):
+        return data
+    return deflated(data)
 
 
 def _has_repetitions(numbers: Array) -> bool:
