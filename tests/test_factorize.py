@@ -449,20 +449,21 @@ def test_the_same_bytes_come_out_again() -> None:
     assert made[0] == made[1]
 
 
-def test_quant_works_on_what_comes_out(tmp_path: Path) -> None:
-    model, _ = convolutions(rank=8)
+def test_quant_and_recover_work_on_what_comes_out(tmp_path: Path) -> None:
+    model, _ = convolutions()
     model.save(tmp_path / "net.onnx")
-    samples = np.random.default_rng(3).standard_normal((32, 3, 6, 6)).astype(np.float32)
+    samples = np.random.default_rng(3).standard_normal((128, 3, 6, 6)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=samples)
     result = compress(
         Model.load(tmp_path / "net.onnx"),
-        "factorize(flops=0.4),quant",
+        "factorize(flops=0.4),quant,recover(epochs=10)",
         data=str(tmp_path / "data.npz"),
         timings=TimingTable(measures=False),
     )
-    assert [record.status for record in result.report.passes] == ["unchanged", "applied", "applied"]
-    done = {decision.layer for decision in result.report.passes[-1].decisions if decision.action == "quantized"}
-    assert any(name.endswith("/basis") for name in done)
+    assert [record.status for record in result.report.passes] == ["unchanged", *["applied"] * 3]
+    for record, action in zip(result.report.passes[-2:], ("quantized", "trained"), strict=True):
+        done = {decision.layer for decision in record.decisions if decision.action == action}
+        assert any(name.endswith("/basis") for name in done)
 
 
 def test_ranks_of_a_whole_tucker_form_are_consistent() -> None:
