@@ -123,16 +123,7 @@ class Factorize(Pass):
         missed = self._choose(plan, model, feeds, ctx)
         errors = self._write(model, plan, data, feeds, ctx) if plan.choices else {}
         reasons |= plan.reasons
-        chosen = {layer.name: choice for choice in plan.choices for layer in choice.unit.layers}
-        for layer in every:
-            error = errors.get(layer.name, math.nan)
-            told = "" if math.isnan(error) else f"; relative {'output' if data else 'weight'} error {error:.2g}"
-            if layer.name in chosen and layer.name in errors:
-                ctx.act(layer, "factorized", chosen[layer.name].text + told)
-            elif layer.name in errors and told:
-                ctx.act(layer, "adjusted", f"to products before it{told}")
-            else:
-                ctx.skip(layer, reasons.get(layer.name, _UNOBSERVED))
+        _log(ctx, every, plan, errors, reasons, "weight" if data is None else "output")
         if data is None and errors:
             ctx.warn(_NO_DATA)
         if missed:
@@ -179,11 +170,8 @@ class Factorize(Pass):
         if self.speedup is not None:
             first = model.copy() if ctx.original is None else ctx.original
             reached = plan.by_speed(self.speedup, model, first, feeds, ctx.timings, ctx.target.threads or 1)
-            return (
-                ""
-                if reached >= self.speedup
-                else f"factorize made the model {reached:.2f}x as fast, not {self.speedup:g}x"
-            )
+            slower = f"factorize made the model {reached:.2f}x as fast, not {self.speedup:g}x"
+            return slower if reached < self.speedup else ""
         if self.flops is not None:
             plan.by_flops(self.flops)
             reached = plan.gone()
@@ -212,6 +200,26 @@ class Factorize(Pass):
         plan.reasons |= {layer.name: slow for choice in plan.choices for layer in choice.unit.layers}
         plan.choices.clear()
         return {}
+
+
+def _log(
+    ctx: Context,
+    layers: Sequence[WeightedLayer],
+    plan: FactorPlan,
+    errors: Mapping[str, float],
+    reasons: Mapping[str, str],
+    kind: str,
+) -> None:
+    """Decide about every weighted layer; errors that are NaN are of layers that stayed as they were."""
+    chosen = {layer.name: choice for choice in plan.choices for layer in choice.unit.layers}
+    for layer in layers:
+        error = errors.get(layer.name, math.nan)
+        if math.isnan(error):
+            ctx.skip(layer, reasons.get(layer.name, _UNOBSERVED))
+        elif layer.name in chosen:
+            ctx.act(layer, "factorized", f"{chosen[layer.name].text}; relative {kind} error {error:.2g}")
+        else:
+            ctx.act(layer, "adjusted", f"to products before it; relative output error {error:.2g}")
 
 
 def _fell_short(reached: float, wanted: float) -> str:

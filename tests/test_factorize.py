@@ -499,6 +499,8 @@ def test_outputs_count_as_the_layers_behind_read_them() -> None:
     G, expected = found["matmul0"], arrays["w2"] @ arrays["w2"].T
     G, expected = G / np.trace(G), expected / np.trace(expected)
     np.testing.assert_allclose(G, expected, atol=0.05 * np.abs(expected).max())
+    few = Dataset.from_arrays({"x": rng.standard_normal((1, 5, 8)).astype(np.float32)}, model=model)
+    assert output_moments(model, weighted_layers(model), few, np.random.default_rng(1)) == {}
 
 
 @pytest.mark.parametrize("op", ["Softmax", "Sigmoid"])

@@ -33,6 +33,7 @@ Array = np.ndarray[Any, Any]
 _OPSET = 13  # that derivatives are written in
 _DAMPING = 0.1  # of the mean of diag(G): what the samples do not show to count may count a little
 _MOST_OUTPUTS = 4096
+_LEAST_ROWS = 2  # positions for each output, for G to say anything
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def output_moments(
 ) -> dict[str, Array]:
     """G of the outputs of layers, (outputs, outputs), over positions and samples, by name.
 
-    Layers behind which there is an operator without a derivative are missing; so are all where the model cannot be
-    differentiated.
+    Layers behind which there is an operator without a derivative are missing, and those of which too few positions were
+    seen; so are all where the model cannot be differentiated.
 
     Args:
         model: left as it is.
@@ -118,6 +119,7 @@ def output_moments(
     gradients = Gradients(work, [probe.parameter for probe in probes], [head.term(1.0, 0.0) for head in ends])
     values = {probe.parameter: np.zeros(probe.shape, np.float32) for probe in probes}
     moments: dict[str, Array] = {}
+    seen: dict[str, int] = {}
     try:
         for feeds in progress(samples.feeds(), "finding sensitivities", samples.batches):
             if not _alike(feeds, first):
@@ -128,9 +130,10 @@ def output_moments(
                 probe = next(probe for probe in probes if probe.parameter == name)
                 rows = np.moveaxis(gradient, probe.axis, -1).reshape(-1, gradient.shape[probe.axis]).astype(np.float64)
                 moments[probe.layer] = moments.get(probe.layer, 0.0) + rows.T @ rows
+                seen[probe.layer] = seen.get(probe.layer, 0) + len(rows)
     except SessionError:  # a derivative that these shapes have not
         return {}
-    return moments
+    return {name: G for name, G in moments.items() if seen[name] >= _LEAST_ROWS * len(G)}
 
 
 @dataclass(frozen=True)
