@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from harness.bench import Bench, add_limits, models_asked, names_of, parsed_with_reuse, started
@@ -48,7 +49,8 @@ def main() -> int:
     results = SizeResults.read(stored)
     if not options.render:
         models = models_asked(parser, options.models)
-        with started(options, "size.py") as bench:
+        with started(options, "size.py") as found:
+            bench = replace(found, command=found.command.replace(str(options.nncodec), "PYTHON"))
             for suite in options.suites:
                 for model in models:
                     SUITES[suite](bench, [model], options.nncodec, results)
