@@ -64,7 +64,8 @@ def main() -> int:
     results = SizeResults.read(stored)
     if not options.render:
         models_asked(parser, options.models)
-        with started(options, "size.py", weights=True) as bench:
+        with started(options, "size.py", weights=True) as found:
+            bench = replace(found, command=found.command.replace(str(options.nncodec), "PYTHON"))
             for suite in options.suites:
                 for model in models_asked(parser, [name for name in OF_SUITE[suite] if name in options.models]):
                     _measure(suite, bench, model, options, results)

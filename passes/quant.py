@@ -173,6 +173,11 @@ class Quant(Pass):
         work.write(division)
         if all(decision.action == "skipped" for decision in ctx.decisions):
             state.restore()
+        elif model.skeleton().size >= before and any(layer.quantized for layer in layers):
+            state.restore()  # the others are small
+            ctx.decisions.clear()
+            for layer in layers:
+                ctx.skip(layer, "the weights that are not quantized yet are smaller than the nodes that would be added")
         elif model.skeleton().size >= before:
             raise PassError("quant would enlarge this model: its weights are smaller than the nodes it adds")
 

@@ -280,7 +280,8 @@ def test_inspection_as_json(command: Command) -> None:
         ("/gemm7", [5, 32]),
     ]
     assert sum(layer.parameters for layer in found.layers) == found.input.parameters
-    assert [entry.name for entry in found.prospects] == ["fold", "prune", "reorder", "equalize", "quant", "recover"]
+    passes = ["fold", "prune", "factorize", "reorder", "equalize", "share", "quant", "recover"]
+    assert [entry.name for entry in found.prospects] == passes
     assert all(entry.ms > 0 for entry in found.operators)
 
 
