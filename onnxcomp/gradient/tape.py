@@ -204,6 +204,8 @@ class Tape:
 
     def one_hot(self, indices: str, count: int, axis: int) -> str:
         """1.0 where an index counts to along a new axis, else 0.0."""
+        # ONNX Runtime has no kernel for indices of int32 with a depth of int64.
+        indices = self.emit("Cast", indices, to=onnx.TensorProto.INT64)
         return self.emit("OneHot", indices, self.ints([count]), self.constant(_OFF_ON), axis=axis)
 
     def zeros(self, shape: Shape) -> str:
