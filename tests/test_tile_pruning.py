@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,11 @@ def test_neighbours_are_sliced_and_others_gathered() -> None:
 # -- the pass ------------------------------------------------------------------------------------------------
 
 
-def residual(seed: int = 0) -> tuple[Model, Dataset]:
-    """A residual block of 32 channels, of which 16 inner ones repeat the others, and a classifier."""
+def residual(seed: int = 0, sharpness: float | None = None) -> tuple[Model, Dataset]:
+    """A residual block of 32 channels, of which 16 inner ones repeat the others, and a classifier.
+
+    With a sharpness its outputs are probabilities: those of logits that are so many times as large.
+    """
     rng = np.random.default_rng(seed)
 
     def constant(name: str, *shape: int) -> onnx.TensorProto:
@@ -142,8 +146,14 @@ def residual(seed: int = 0) -> tuple[Model, Dataset]:
         helper.make_node("Add", ["stream", "d"], ["e"]),
         helper.make_node("GlobalAveragePool", ["e"], ["f"]),
         helper.make_node("Flatten", ["f"], ["g"]),
-        helper.make_node("Gemm", ["g", "w3"], ["y"], "classes", transB=1),
+        helper.make_node("Gemm", ["g", "w3"], ["y" if sharpness is None else "h"], "classes", transB=1),
     ]
+    if sharpness is not None:
+        constants.append(numpy_helper.from_array(np.float32(sharpness), "sharpness"))
+        nodes += [
+            helper.make_node("Mul", ["h", "sharpness"], ["i"]),
+            helper.make_node("Softmax", ["i"], ["y"]),
+        ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])
     graph = helper.make_graph(nodes, "residual", [x], [y], constants)
@@ -221,6 +231,24 @@ def test_density_1_is_exact_and_auto_stays_within_its_error() -> None:
     assert float(np.square(outputs(model, data) - expected).mean() / expected.var()) < Reorder().error
     careful, data = residual()
     assert apply(careful, data, error=0)["stem"][0] != "tiled"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_auto_stays_within_its_error_where_outputs_are_saturated(seed: int) -> None:
+    model, data = residual(seed, sharpness=1000.0)
+    data = data.take(32)
+    expected = outputs(model, data)
+    apply(model, data)
+    assert float(np.square(outputs(model, data) - expected).mean() / np.square(expected).mean()) <= Reorder().error
+
+
+def test_nothing_goes_where_it_never_stays_within_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcomp.runtime.tile_pruning.noise", lambda *_: math.inf)
+    model, data = residual()
+    expected = outputs(model, data)
+    decisions = apply(model, data)
+    np.testing.assert_allclose(outputs(model, data), expected, atol=1e-4)
+    assert "the outputs would change by inf of their variance" in decisions["outer"][1]
 
 
 def test_zeros_of_earlier_passes_say_how_much_goes() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.data import Dataset
+from onnxcomp.evaluate import noise, outputs
 from onnxcomp.graph.cost import cost
 from onnxcomp.graph.groups import Group
 from onnxcomp.graph.layers import WeightedLayer
@@ -36,6 +37,7 @@ _USUAL = 0.5  # density at which forms are timed before it is known
 _STAGES = 12
 _MACS, _PROBE_MACS = 2e11, 1e10
 _BISECTIONS = 12
+_ATTEMPTS = 3
 _LEAST = 1e-12
 _NOT_FINITE = "what it reads is not finite on the calibration data"
 _WORTH = "its channels are worth more than they cost"
@@ -124,7 +126,41 @@ class TilePruning:
             if layer.name not in curves.curves:
                 self.reasons[layer.name] = _NOT_FINITE
         savings = {layer.name: self._saving(layer, count) for layer, count in chosen.items()}
-        self._settle(chosen, curves.measured_in(savings), density, error)
+        curves = curves.measured_in(savings)
+        if density is not None or any(kept_mask(layer) is not None for layer in chosen):
+            self._settle(chosen, curves, density, error)
+            self._make_zero(chosen, samples)
+        else:
+            self._drop_within(error, chosen, curves, samples, probe)
+
+    def _drop_within(
+        self,
+        error: float,
+        chosen: Mapping[WeightedLayer, int],
+        curves: LossCurves,
+        samples: Dataset,
+        probe: Dataset,
+    ) -> None:
+        """Drop what keeps the outputs within an error that is measured: where fewer tiles must go, less is planned.
+
+        The curves alone do not tell: where outputs are saturated, say, no layer alone shows what all do together.
+        """
+        reference, state, planned = list(outputs(self.model, probe)), self.model.checkpoint(), error
+        for _ in range(_ATTEMPTS):
+            self._settle(chosen, curves, None, planned)
+            if not self.plans:
+                return
+            self._make_zero(chosen, samples)
+            found = noise(reference, outputs(self.model, probe))
+            if found <= error:
+                return
+            state.restore()
+            self.reasons |= dict.fromkeys(self.plans, f"the outputs would change by {found:.2g} of their variance")
+            planned *= min(0.25, error / (2 * found)) if math.isfinite(found) else 0.25
+        self.plans, self.errors = {}, {}
+
+    def _make_zero(self, chosen: Mapping[WeightedLayer, int], samples: Dataset) -> None:
+        """Carry out the plans."""
         patterns = {
             layer: Panels(self.plans[layer.name].panels, self.plans[layer.name].channels, math.prod(layer.kernel))
             for layer in chosen
