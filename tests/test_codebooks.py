@@ -66,7 +66,7 @@ def best_cost(values: Array, weights: Array, clusters: int) -> float:
     return float(best[-1])
 
 
-@pytest.mark.parametrize(("clusters", "most"), [(4, 1.01), (16, 1.01), (64, 1.15)])
+@pytest.mark.parametrize(("clusters", "most"), [(4, 1.02), (16, 1.02), (64, 1.15)])
 @pytest.mark.parametrize("tail", ["normal", "student", "outliers"])
 def test_values_far_out_are_clustered_nearly_as_well_as_possible(clusters: int, most: float, tail: str) -> None:
     rng = np.random.default_rng(clusters)

@@ -12,7 +12,7 @@ __all__ = ["weighted_kmeans"]
 
 Array = np.ndarray[Any, Any]
 
-_ATOMS = 256  # of a distribution whose best clusters are found exactly
+_ATOMS = 192  # of a distribution whose best clusters are found exactly
 _EXACT = 32  # clusters at most for that, whose time grows with their number
 _LLOYD = 50
 
