@@ -18,6 +18,7 @@ from onnxcomp.errors import OnnxcompWarning
 from onnxcomp.evaluate import Evaluator, metric_named
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.stored import has_codebook
+from onnxcomp.graph.trainable import made_layers
 from onnxcomp.model import Model
 from onnxcomp.passes.share import Share
 from onnxcomp.runtime import session
@@ -169,6 +170,7 @@ def test_runs_of_channels_on_axes_of_their_own_come_back_exactly(opset: int) -> 
     assert not {kernel.op for kernel in optimized_kernels(model.serialize())} & RESTORING
     restored = {layer.name: (layer.quantized, layer.shape) for layer in weighted_layers(model)}
     assert restored == {"Conv:c": (True, w.shape), "MatMul:y": (True, v.shape)}
+    assert made_layers(model) == {"Conv:c": ["w_codebook"], "MatMul:y": ["v_codebook"]}, "recover trains them"
 
 
 def test_layers_of_bodies_share_values() -> None:
