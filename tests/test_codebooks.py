@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcomp.linalg.codebooks import Codebooks, refitted, share_for_outputs, share_nearest, weighted_kmeans
+from onnxcomp.linalg.codebooks import Codebooks, refitted, share_for_outputs, share_nearest
+from onnxcomp.linalg.kmeans import weighted_kmeans
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +52,29 @@ def test_many_values_are_clustered_nearly_as_well_as_the_density_allows() -> Non
     for clusters, known in ((4, 0.1175), (16, 0.009497)):  # Max 1960
         centres = weighted_kmeans(values, np.ones(len(values)), clusters)
         assert cost(values[:20_000], np.ones(20_000), centres) / 20_000 == pytest.approx(known, rel=0.04)
+
+
+def best_cost(values: Array, weights: Array, clusters: int) -> float:
+    """By dynamic programming over all values."""
+    order = np.argsort(values)
+    sums = [np.concatenate([[0.0], np.cumsum(w)]) for w in (weights[order] * values[order] ** p for p in range(3))]
+    w, wv, wvv = (each[None, :] - each[:, None] for each in sums)
+    costs = np.where(w > 0, wvv - wv**2 / np.where(w > 0, w, 1.0), np.inf)
+    best = costs[0]
+    for _ in range(clusters - 1):
+        best = (best[:, None] + costs).min(axis=0)
+    return float(best[-1])
+
+
+@pytest.mark.parametrize(("clusters", "most"), [(4, 1.02), (16, 1.02), (64, 1.15)])
+@pytest.mark.parametrize("tail", ["normal", "student", "outliers"])
+def test_values_far_out_are_clustered_nearly_as_well_as_possible(clusters: int, most: float, tail: str) -> None:
+    rng = np.random.default_rng(clusters)
+    values = rng.standard_t(2, size=900) if tail == "student" else rng.normal(size=900)
+    values[:6] *= 30.0 if tail == "outliers" else 1.0
+    weights = rng.uniform(0.1, 3.0, size=900)
+    found = cost(values, weights, weighted_kmeans(values, weights, clusters))
+    assert found <= most * best_cost(values, weights, clusters)
 
 
 def test_few_distinct_values_are_kept() -> None:

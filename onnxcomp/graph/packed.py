@@ -28,21 +28,22 @@ _TYPED_OPSETS = {4: 21, 2: 25}  # have types of so many bits
 _TYPES = {4: ml_dtypes.int4, 2: ml_dtypes.int2}
 _UNSIGNED = {8: np.uint8, 4: ml_dtypes.uint4, 2: ml_dtypes.uint2}
 _PACKED_OPSET = 10  # has Mod
+_SPLIT = 64  # places of rows in codebooks that are saved, to be worth a Reshape
 _FLOAT, _INT8, _INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT32
 
 
 def obstacle_to_codes(layer: WeightedLayer, bits: int, opset: int) -> str:
     """Why numbers of 8, 4 or 2 bits cannot be stored for a layer of a graph with this operator set, or nothing."""
-    return "" if bits == 8 else obstacle_to_few_bits(layer, bits, opset)
+    if bits < 8 and opset < _TYPED_OPSETS[bits] and int(np.prod(layer.shape)) % (8 // bits):
+        return f"codes of {bits} bits, {8 // bits} to a byte, do not fill the last one"
+    return ""
 
 
 def obstacle_to_few_bits(layer: WeightedLayer, bits: int, opset: int) -> str:
     """Why codes of 4 bits or 2 cannot be stored for a layer of a graph with this operator set, or nothing."""
     if opset < _PACKED_OPSET:
         return f"operator set {opset} cannot take codes out of a byte"
-    if opset < _TYPED_OPSETS[bits] and int(np.prod(layer.shape)) % (8 // bits):
-        return f"codes of {bits} bits, {8 // bits} to a byte, do not fill the last one"
-    return ""
+    return obstacle_to_codes(layer, bits, opset)
 
 
 class Restorer:
@@ -56,6 +57,7 @@ class Restorer:
         self._names = names
         self._opset = opset
         self._numbers: dict[tuple[str, int | tuple[int, ...]], gs.Constant] = {}
+        self._tables: dict[int, gs.Constant] = {}
 
     def integers(self, weights: QuantizedWeights, layout: RowLayout, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
         """What an integer kernel reads, int8 in this layout, and the nodes that make it."""
@@ -83,25 +85,48 @@ class Restorer:
         return _typed(restored, np.float32, array.shape), nodes
 
     def shared(self, books: Codebooks, codes: Array, layout: RowLayout, name: str) -> tuple[gs.Tensor, list[gs.Node]]:
-        """The weight, float32, of codes (channels, inputs) that count values of codebooks, and the nodes."""
+        """The weight, float32, of codes (channels, inputs) that count values of codebooks, and the nodes.
+
+        Where books have equally many channels, these get an axis of their own, so that a place is stored for each book
+        and not for each channel.
+        """
         nodes: list[gs.Node] = []
         number, size = books.values.shape
-        index = self._numbers_of(nodes, layout.array(codes), {4: 2, 16: 4}.get(size, 8), name + "_codes")
+        array = layout.array(codes)
+        first = layout.scales(books.book_of(len(codes)) * size)
+        if number > 1 and len(codes) == number * books.rows and len(codes) - number >= _SPLIT:
+            array, first = layout.split(array, number), np.take(layout.split(first, number), [0], layout.kept[0] + 1)
+        index = self._numbers_of(nodes, array, {4: 2, 16: 4}.get(size, 8), name + "_codes")
         if number > 1:
-            first = layout.scales(books.book_of(len(codes)) * size).astype(np.int32)
-            offsets = gs.Constant(self._names.new(name + "_books"), first)
+            offsets = gs.Constant(self._names.new(name + "_books"), first.astype(np.int32))
             index = self._node(nodes, "Add", [index, offsets], name + "_places")
         values = gs.Constant(self._names.new(name + "_codebook"), books.values.reshape(-1).astype(np.float32))
         restored = self._node(nodes, "Gather", [values, index], name + "_restored", axis=0)
+        if array.shape != layout.shape:
+            restored = self._node(nodes, "Reshape", [restored, self._number(layout.shape, np.int64)], name)
         return _typed(restored, np.float32, layout.shape), nodes
 
     def _numbers_of(self, nodes: list[gs.Node], codes: Array, bits: int, name: str) -> gs.Tensor:
-        """Codes from zero on, of so many bits, as int32."""
+        """Codes from zero on, of so many bits, as int32.
+
+        Those of which a byte holds several are looked up in a table of all bytes: ONNX Runtime does that faster than
+        it divides, and operator sets before Mod can do it too.
+        """
         if bits == 8 or self._has_type(bits):
             packed = gs.Constant(self._names.new(f"{name}_uint{bits}"), codes.astype(_UNSIGNED[bits]))
             return self._node(nodes, "Cast", [packed], name, to=_INT32)
-        parts = self._parts_of_bytes(nodes, codes.reshape(-1), bits, name)
-        return self._node(nodes, "Reshape", [parts, self._number(codes.shape, np.int64)], name)
+        packed = gs.Constant(self._names.new(f"{name}_uint{bits}"), _bytes(codes.reshape(-1), bits))
+        whole = self._node(nodes, "Cast", [packed], name + "_bytes", to=_INT32)
+        parts = self._node(nodes, "Gather", [self._parts(bits), whole], name + "_parts", axis=0)
+        shaped = self._node(nodes, "Reshape", [parts, self._number(codes.shape, np.int64)], name + "_shaped")
+        return self._node(nodes, "Cast", [shaped], name, to=_INT32)
+
+    def _parts(self, bits: int) -> gs.Constant:
+        """The numbers of so many bits that each byte holds, (256, numbers)."""
+        if bits not in self._tables:
+            table = np.arange(256)[:, None] // np.array(_shifts(bits)) % 2**bits
+            self._tables[bits] = gs.Constant(self._names.new(f"parts_of_{bits}_bits"), table.astype(np.uint8))
+        return self._tables[bits]
 
     def _restored(
         self, nodes: list[gs.Node], weights: QuantizedWeights, layout: RowLayout, name: str, target: int
@@ -142,11 +167,9 @@ class Restorer:
 
     def _parts_of_bytes(self, nodes: list[gs.Node], values: Array, bits: int, name: str) -> gs.Tensor:
         """Numbers of so many bits, several to a byte, as int32, (bytes, codes of a byte)."""
-        shifts = tuple(2**place for place in range(0, 8, bits))
-        bytes_ = values.astype(np.uint8).reshape(-1, len(shifts)) @ np.array(shifts, np.uint8)
-        packed = gs.Constant(self._names.new(f"{name}_uint{bits}"), bytes_[:, None])
+        packed = gs.Constant(self._names.new(f"{name}_uint{bits}"), _bytes(values, bits)[:, None])
         whole = self._node(nodes, "Cast", [packed], name + "_bytes", to=_INT32)
-        shifted = self._node(nodes, "Div", [whole, self._number(shifts)], name + "_shifted")
+        shifted = self._node(nodes, "Div", [whole, self._number(_shifts(bits))], name + "_shifted")
         return self._node(nodes, "Mod", [shifted, self._number(2**bits)], name + "_raised")
 
     def _number(self, value: int | tuple[int, ...], dtype: Any = np.int32) -> gs.Constant:
@@ -160,6 +183,17 @@ class Restorer:
         output = gs.Variable(self._names.new(name))
         nodes.append(gs.Node(op, self._names.new(f"{output.name}_{op}"), attrs, inputs=inputs, outputs=[output]))
         return output
+
+
+def _shifts(bits: int) -> tuple[int, ...]:
+    """What the numbers of so many bits in a byte are times, the first in the lowest bits."""
+    return tuple(2**place for place in range(0, 8, bits))
+
+
+def _bytes(values: Array, bits: int) -> Array:
+    """Numbers of so many bits, several to a byte."""
+    bytes_: Array = values.astype(np.uint8).reshape(-1, 8 // bits) @ np.array(_shifts(bits), np.uint8)
+    return bytes_
 
 
 def _typed(tensor: gs.Tensor, dtype: Any, shape: tuple[int, ...]) -> gs.Tensor:

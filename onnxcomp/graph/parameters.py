@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import value_of
-from onnxcomp.graph.stored import STANDARD, producer_of
+from onnxcomp.graph.stored import STANDARD, constants_behind, producer_of
 from onnxcomp.linalg.masked import kept_weights
 from onnxcomp.model import Model
 
@@ -113,17 +113,10 @@ def _sources(tensor: gs.Tensor, through: bool, depth: int, direct: bool = True) 
             yield tensor, direct
         return
     producer = producer_of(tensor) if through and depth else None
-    if producer is None or producer.op not in _MAKING or not _is_made_of_constants(tensor, depth):
+    if producer is None or producer.op not in _MAKING or constants_behind(tensor, depth) is None:
         return
     for item in producer.inputs:
         yield from _sources(item, through, depth - 1, direct=False)
-
-
-def _is_made_of_constants(tensor: gs.Tensor, depth: int) -> bool:
-    if isinstance(tensor, gs.Constant) or not tensor.name:
-        return True
-    producer = producer_of(tensor) if depth else None
-    return producer is not None and all(_is_made_of_constants(item, depth - 1) for item in producer.inputs)
 
 
 def _is_trainable(tensor: gs.Constant) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,15 @@ class RowLayout:
         kept = range(len(layer.shape) - 1) if layer.kind == "other" else (layer.out_axis,)
         return cls(layer.shape, tuple(kept))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Channels and inputs."""
+        channels = math.prod(self.shape[axis] for axis in self.kept)
+        return channels, math.prod(self.shape) // channels
+
     def rows(self, array: Array) -> Array:
         """The array as (channels, inputs)."""
-        channels = int(np.prod([self.shape[axis] for axis in self.kept]))
-        return array.transpose(self._order).reshape(channels, -1)
+        return array.transpose(self._order).reshape(self.size)
 
     def array(self, rows: Array) -> Array:
         """The inverse of ``rows``."""
@@ -48,6 +54,11 @@ class RowLayout:
     def scales(self, scales: Array) -> Array:
         """One value for each row, in a shape that broadcasts over the array."""
         return scales.reshape([size if axis in self.kept else 1 for axis, size in enumerate(self.shape)])
+
+    def split(self, array: Array, runs: int) -> Array:
+        """An array of the shape of this or of ``scales``, with channels on two axes: so many runs, and theirs."""
+        first, last = self.kept[0], self.kept[-1] + 1
+        return array.reshape(*array.shape[:first], runs, -1, *array.shape[last:])
 
     @property
     def has_blocks(self) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp.graph.constants import is_constant, shape_of, value_of
 
-__all__ = ["dtype_name", "has_codebook", "integers_behind", "is_restoring", "is_small_integer", "producer_of"]
-__all__ += ["restored_shape"]
+__all__ = ["constants_behind", "dtype_name", "has_codebook", "integers_behind", "is_restoring", "is_small_integer"]
+__all__ += ["producer_of", "restored_shape"]
 
 STANDARD = (None, "", "ai.onnx")
 _RESTORING = ("Cast", "Mul", "Reshape", "Sub", "Add", "Div", "Mod", "Gather", "DequantizeLinear")
@@ -28,7 +29,8 @@ def integers_behind(tensor: gs.Tensor) -> gs.Tensor | None:
     if producer is not None and producer.op == "DequantizeLinear" and is_constant(producer.inputs[0]):
         source: gs.Tensor = producer.inputs[0]
         return source
-    found = [leaf for leaf in _leaves(tensor, _DEEPEST) or () if is_small_integer(leaf) or _is_cast_half(leaf, tensor)]
+    leaves = constants_behind(tensor, _DEEPEST, _RESTORING) or ()
+    found = [leaf for leaf in leaves if is_small_integer(leaf) or _is_cast_half(leaf, tensor)]
     return max(found, key=_size, default=None)
 
 
@@ -41,11 +43,13 @@ def is_restoring(node: gs.Node) -> bool:
 
 
 def has_codebook(tensor: gs.Tensor) -> bool:
-    """Whether integers pick the values of this weight from a codebook."""
+    """Whether integers pick the values of this weight from a codebook, and are not what is picked."""
     producer = producer_of(tensor)
     while producer is not None and producer.op in _RESTORING and producer.op != "Gather":
         producer = producer_of(producer.inputs[0])
-    return producer is not None and producer.op == "Gather" and integers_behind(tensor) is not None
+    if producer is None or producer.op != "Gather" or integers_behind(tensor) is None:
+        return False
+    return is_constant(producer.inputs[0]) and integers_behind(producer.inputs[1]) is not None
 
 
 def restored_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
@@ -58,6 +62,26 @@ def restored_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
         if producer is None or producer.op != "DequantizeLinear":
             return None
         tensor = producer.inputs[0]
+
+
+def constants_behind(tensor: gs.Tensor, depth: int, ops: Collection[str] | None = None) -> list[gs.Tensor] | None:
+    """The constants that a tensor is made of; None where it is computed of anything else, or constant itself.
+
+    Args:
+        tensor: of any graph.
+        depth: nodes in a row at most.
+        ops: the standard operators that may make it; by default any.
+    """
+    producer = None if is_constant(tensor) else producer_of(tensor)
+    if producer is None or not depth or (ops is not None and producer.op not in ops):
+        return None
+    constants: list[gs.Tensor] = []
+    for item in producer.inputs:
+        behind = [item] if is_constant(item) or not item.name else constants_behind(item, depth - 1, ops)
+        if behind is None:
+            return None
+        constants += behind
+    return constants
 
 
 def producer_of(tensor: gs.Tensor) -> gs.Node | None:
@@ -77,20 +101,6 @@ def dtype_name(tensor: gs.Tensor) -> str:
     if isinstance(dtype, int):  # types that NumPy lacks are ONNX's numbers
         dtype = onnx.helper.tensor_dtype_to_np_dtype(dtype)
     return str(dtype)
-
-
-def _leaves(tensor: gs.Tensor, depth: int) -> list[gs.Tensor] | None:
-    """The constants that a tensor is restored from; None where it is computed of anything else, or constant itself."""
-    producer = None if is_constant(tensor) else producer_of(tensor)
-    if producer is None or producer.op not in _RESTORING or not depth:
-        return None
-    leaves: list[gs.Tensor] = []
-    for item in producer.inputs:
-        behind = [item] if is_constant(item) or not item.name else _leaves(item, depth - 1)
-        if behind is None:
-            return None
-        leaves += behind
-    return leaves
 
 
 def _is_cast_half(leaf: gs.Tensor, tensor: gs.Tensor) -> bool:

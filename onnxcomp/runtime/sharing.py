@@ -18,7 +18,9 @@ from onnxcomp.graph.affine import shift_outputs
 from onnxcomp.graph.bias import takes_constants
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.masks import kept_mask
-from onnxcomp.linalg.codebooks import Codebooks, share_for_outputs
+from onnxcomp.graph.rows import RowLayout
+from onnxcomp.linalg.codebooks import Codebooks, share_for_outputs, share_nearest
+from onnxcomp.linalg.masked import kept_weights
 from onnxcomp.model import Model
 from onnxcomp.progress import Progress, silent
 from onnxcomp.runtime.channels import affordable
@@ -26,7 +28,7 @@ from onnxcomp.runtime.fits import Fit, observe_stage
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.stages import stages
 
-__all__ = ["SharedLayer", "Sharing", "share_calibrated"]
+__all__ = ["SharedLayer", "Sharing", "share_calibrated", "share_weights"]
 
 Array = np.ndarray[Any, Any]
 
@@ -70,20 +72,17 @@ def share_calibrated(
     model: Model,
     layers: Mapping[WeightedLayer, Sequence[Sharing]],
     dataset: Dataset,
-    loss: float = math.inf,
+    allowed: Mapping[str, float],
     progress: Progress = silent,
 ) -> dict[str, SharedLayer]:
     """Find codebooks and codes for these layers.
-
-    A layer's share of the loss that is allowed is its share of the weights, which spends few bits where they save most
-    bytes for the noise they make.
 
     Args:
         model: in float; not edited.
         layers: of its main graph, those that ``can_be_observed``; with each what it may get, the smallest first.
         dataset: samples to observe them on.
-        loss: what sharing may add to the outputs, over their variance; summed over all layers, as if each one's noise
-            reached the model's outputs whole. A layer that would add more gets the next that it may get.
+        allowed: by name, what sharing may add to a layer's outputs, over their variance. One that would add more gets
+            the next that it may get.
         progress: shows the batches.
 
     Returns:
@@ -96,7 +95,6 @@ def share_calibrated(
     work = model.copy()
     reference = {layer.name: layer for layer in layers}
     own = [layer for layer in weighted_layers(work) if layer.name in reference]
-    total = sum(layer.array().size for layer in layers)
     shared: dict[str, SharedLayer] = {}
     for stage in stages(work, own, _STAGES):
         seen = observe_stage(work, model, stage, min(depth for depth, _ in stage), reference, samples, progress)
@@ -105,12 +103,35 @@ def share_calibrated(
                 continue
             kept = kept_mask(layer)
             fit = Fit.of(regression, takes_constants(work.graph, layer), kept)
-            allowed = loss * layer.array().size / total
-            result = shared[layer.name] = _shared(fit, layers[reference[layer.name]], kept is not None, allowed)
+            ways = layers[reference[layer.name]]
+            result = shared[layer.name] = _shared(fit, ways, kept is not None, allowed[layer.name])
             layer.set_matrix(result.books.decode(result.codes).reshape(fit.W.shape))
             if takes_constants(work.graph, layer):
                 shift_outputs(work, layer, result.shift.reshape(layer.groups, -1))
     return shared
+
+
+def share_weights(layer: WeightedLayer, ways: Sequence[Sharing], allowed: float) -> SharedLayer:
+    """Find codebooks of the least error of a layer's weights, and the nearest values' codes.
+
+    Args:
+        layer: in float.
+        ways: what it may get, the smallest first.
+        allowed: squared error of the weights, over their squares, which is what outputs lose of inputs that vary alike.
+    """
+    rows = RowLayout.of(layer).rows(np.asarray(layer.array()))
+    zero = kept_weights(rows) is not None
+    power, note = float(np.square(rows, dtype=np.float64).sum()) or 1.0, ""
+    for sharing in ways:
+        books = share_nearest(rows, np.ones(1), sharing.clusters, sharing.rows, zero)
+        codes = books.codes(rows)
+        if allowed == math.inf or (loss := float(np.square(rows - books.decode(codes)).sum()) / power) <= allowed:
+            break
+        if sharing is not ways[-1]:
+            note = (
+                f"{sharing.clusters} values would lose {loss:.1g} of the weights' power, more than this layer's share"
+            )
+    return SharedLayer(books, codes, np.zeros(len(rows)), None, note)
 
 
 def _shared(fit: Fit, ways: Sequence[Sharing], zero: bool, allowed: float) -> SharedLayer:
