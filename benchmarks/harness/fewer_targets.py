@@ -12,6 +12,8 @@ from harness.targets import Target, limit
 __all__ = ["check_fewer"]
 
 _SHARE = "onnxcomp-share"
+_SPARSE = "onnxcomp-sparse-shared"
+_PACKED = {"fashion": 12.0, "ppocr_rec": 9.0}  # times smaller than the original's file
 _AGREEMENT = {"mobilenetv2": 93.0}  # % of decisions
 _RESTORED = 100 / 7  # % of the bytes of the weights in float32
 _SPEED = 0.97
@@ -39,6 +41,17 @@ def _shared(name: str, section: Section) -> Iterator[Target]:
     share = hundred(row.restored_share) if row else None
     yield limit(f"{text}: bytes of what the weights are restored from, of their float32", share, "%", _RESTORED)
     yield limit(f"{text}: speed after load", speed(row), "x", _SPEED, least=True)
+    if name in _PACKED:
+        yield from _packed(name, section)
+
+
+def _packed(name: str, section: Section) -> Iterator[Target]:
+    row = usable_row(section, _SPARSE)
+    text = f"{name}, {row.setting if row else failed_row(section, _SPARSE) or _SPARSE}"
+    yield limit(f"{text}: points lost of {figure_name(name)}", points_lost(section, row), "points", 1.0)
+    original = section.original.bytes
+    smaller = original / row.onnxz_bytes if row and original and row.onnxz_bytes else None
+    yield limit(f"{text}, -o x.onnxz: the original's file over it", smaller, "x", _PACKED[name], least=True)
 
 
 def _factored(name: str, wanted: str, section: Section) -> Iterator[Target]:

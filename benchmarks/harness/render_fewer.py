@@ -43,8 +43,8 @@ def _shared_table(section: Section) -> str:
         *(figure.name for figure in figures),
         *(["lost"] if figures[0].unit == "points" else []),
         *extra,
-        *("file", "smaller", "bytes of restored weights, of float32", "speed (quartiles)", "load"),
-        *("compile", "peak memory"),
+        *("file", "smaller", "bytes of restored weights, of float32", ".onnxz", "the original's file over it"),
+        *("speed (quartiles)", "load", "compile", "peak memory"),
     ]
     return table(columns, [_cells(row, section, figures, extra) for row in (section.original, *section.rows)])
 
@@ -57,11 +57,17 @@ def _cells(row: Row, section: Section, figures: list[Figure], extra: list[str]) 
         *(value(figure, row) for figure in figures),
         *([lost_cell(section, row)] if figures[0].unit == "points" else []),
         *(distances[name] for name in extra),
-        NONE if row.bytes is None else f"{row.bytes / 1e6:.2f} MB",
+        _megabytes(row.bytes),
         size_ratio(row, section.original),
         share(row.restored_share),
+        _megabytes(row.onnxz_bytes),
+        size_ratio(row.model_copy(update={"bytes": row.onnxz_bytes}), section.original),
         ratio(row.latency),
         NONE if row.load_ms is None else f"{row.load_ms:.0f} ms",
         seconds(row.seconds),
         megabytes(row.peak_bytes),
     ]
+
+
+def _megabytes(size: int | None) -> str:
+    return NONE if size is None else f"{size / 1e6:.3f} MB"

@@ -75,6 +75,8 @@ class Row(Part):
     """Share of zeros among the weights that are multiplied."""
     packed_bytes: int | None = None
     """All files that it wrote, packed by LZMA."""
+    onnxz_bytes: int | None = None
+    """Of the model in onnxcomp's packed form, whatever tool it is of."""
     load_ms: float | None = None
     """Median time that ONNX Runtime takes to make a session of it."""
     restored_share: float | None = None

@@ -9,6 +9,7 @@ import argparse
 import json
 import lzma
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+import onnxcomp
 from harness.zoo import MODELS
 from onnxcomp.data import Dataset
 from onnxcomp.graph.constants import is_constant, value_of
@@ -25,7 +27,7 @@ from onnxcomp.model import Model
 from onnxcomp.runtime import session
 from onnxcomp.runtime.shapes import observed
 
-__all__ = ["flops_of", "load_ms", "packed_bytes", "restored_share", "zeros"]
+__all__ = ["flops_of", "load_ms", "onnxz_bytes", "packed_bytes", "restored_share", "zeros"]
 
 _LOADS = 5
 PRESET = 0  # float weights: higher ones take ten times as long, and save a hundredth more
@@ -51,6 +53,12 @@ def packed_bytes(folder: Path) -> int:
     """Bytes of all files of a folder, or of one file, packed by LZMA."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else [folder]
     return sum(len(lzma.compress(path.read_bytes(), preset=PRESET)) for path in files)
+
+
+def onnxz_bytes(path: Path) -> int:
+    """Bytes of a model in onnxcomp's packed form."""
+    with tempfile.TemporaryDirectory() as folder:
+        return onnxcomp.pack(path, Path(folder) / "packed.onnxz")
 
 
 def load_ms(path: Path) -> float:
@@ -97,6 +105,7 @@ def main() -> None:
         "flops": flops_of(options.candidate, data.sample()),
         "zeros": zeros(Model.load(options.candidate)),
         "packed_bytes": packed_bytes(options.candidate.parent if options.folder else options.candidate),
+        "onnxz_bytes": onnxz_bytes(options.candidate),
         "load_ms": load_ms(options.candidate),
         "restored_share": restored_share(Model.load(options.candidate)),
     }
