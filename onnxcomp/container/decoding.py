@@ -15,6 +15,7 @@ from onnxcomp.container.plans import Mode
 from onnxcomp.container.rans import CodeError
 from onnxcomp.container.related import multiplied
 from onnxcomp.container.segments import MOST_TAPS, Segment
+from onnxcomp.container.spans import MOST_ELEMENT
 from onnxcomp.container.tables import from_levels
 from onnxcomp.container.wire import Reader, inflated
 
@@ -127,7 +128,7 @@ def _segments(head: Reader, size: int, skeleton: int) -> list[Segment]:
     end = arrays = 0
     for _ in range(head.number(head.left)):
         offset = end + head.number(size)
-        element = head.number(255)
+        element = head.number(MOST_ELEMENT)
         rows, columns, count = (head.number(size) for _ in range(3))
         nbytes = rows * columns * count * planes.WIDTHS.get(element, 1)
         end, arrays = offset + nbytes, arrays + nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxcomp.container import encoding
-from onnxcomp.container.format import GROWTH, Header, StoredFile, block, is_packed
+from onnxcomp.container.format import GROWTH, Header, StoredFile, block, is_packed, read_header
+from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import blocks_of
 from onnxcomp.container.spans import PlainFile, plain_files
 from onnxcomp.errors import InputError
@@ -55,8 +57,9 @@ def pack(
     files = plain_files(source)
     stored = [StoredFile(file.name, file.source.size, _digest(file)) for file in files]
     header = Header(tuple(stored), dict(recipe or {}))
+    encoded = _encoded(header, source)
     with open_atomic(destination) as stream, threadpool_limits(1, "blas"):  # sums of any number of threads differ
-        size = stream.write(header.encoded())
+        size = stream.write(encoded)
         for file in files:
             for body in _coded(file):
                 size += stream.write(block(body))
@@ -81,6 +84,17 @@ def pack_model(model: Saveable, destination: Path, recipe: Mapping[str, Any] | N
         plain = folder / f"{destination.stem or 'model'}.onnx"
         model.save(plain)
         return pack(plain, destination, recipe)
+
+
+def _encoded(header: Header, source: Path) -> bytes:
+    """The header, found to be one that can be read: no model is packed that cannot be restored."""
+    encoded = header.encoded()
+    try:
+        if read_header(BytesIO(encoded), header.size + len(encoded)).files != header.files:
+            raise CodeError("the names of its files come back as others")
+    except CodeError as error:
+        raise InputError(f"{source}: cannot be packed, {error}; save it with its weights in one file") from None
+    return encoded
 
 
 def _digest(file: PlainFile) -> bytes:

@@ -6,7 +6,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import onnx
 
@@ -14,10 +14,13 @@ from onnxcomp.errors import InputError
 from onnxcomp.storage.payload import SourceFile
 from onnxcomp.storage.reader import external_tensors, read
 from onnxcomp.storage.skeleton import is_reference, reference_fields, referred, tensors_of
-from onnxcomp.storage.validation import external_file, external_range
+from onnxcomp.storage.validation import external_file, external_range, quoted
 from onnxcomp.storage.wire import Buffer, WireError, strip
 
-__all__ = ["PlainFile", "Span", "plain_files"]
+__all__ = ["MOST_ELEMENT", "PlainFile", "Span", "plain_files"]
+
+MOST_ELEMENT = 255
+"""Of the types of ONNX that a container can name; what has any other is bytes."""
 
 _LEAST = 32  # bytes from which a weight is worth an entry of its own
 
@@ -87,13 +90,25 @@ def _without_weights(model: PlainFile) -> onnx.ModelProto:
     for tensor in tensors_of(proto):
         if is_reference(tensor):
             offset, nbytes = stripped.ranges[referred(tensor)]
-            model.spans.append(Span(offset, nbytes, tensor.data_type, tuple(tensor.dims)))
+            model.spans.append(_span(offset, nbytes, tensor))
     return proto
+
+
+def _span(offset: int, nbytes: int, tensor: onnx.TensorProto) -> Span:
+    """What a tensor says of its bytes, so far as it makes sense: nothing else may depend on it."""
+    element = tensor.data_type if 0 < tensor.data_type <= MOST_ELEMENT else onnx.TensorProto.UINT8
+    dims = tuple(tensor.dims) if all(size >= 0 for size in tensor.dims) else (nbytes,)
+    return Span(offset, nbytes, element, dims)
 
 
 def _add_external(tensor: onnx.TensorProto, path: Path, files: dict[str, PlainFile]) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     place = external_file(path, location := entries.get("location", ""), tensor.name)
+    if ".." in PurePath(location).parts:  # behind a link it leads elsewhere than the name says
+        raise InputError(
+            f"{path}: external data of {quoted(tensor.name)} is in {quoted(location)}, and a packed model has no '..' "
+            "in its names; save the model again"
+        )
     name = Path(os.path.normpath(location)).as_posix()
     if name not in files:
         files[name] = PlainFile(name, SourceFile(place))
@@ -101,7 +116,7 @@ def _add_external(tensor: onnx.TensorProto, path: Path, files: dict[str, PlainFi
     offset, nbytes = external_range(
         path, tensor.name, file.source.size, entries.get("offset"), entries.get("length"), None
     )
-    file.spans.append(Span(offset, nbytes, tensor.data_type, tuple(tensor.dims)))
+    file.spans.append(_span(offset, nbytes, tensor))
 
 
 def _apart(spans: list[Span]) -> Iterator[Span]:
