@@ -22,7 +22,16 @@ try:
 except ImportError:  # Windows removes no file that is open, so a lock is not needed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["can_create", "held", "open_atomic", "remove_strays", "remove_unheld", "scratch_folder", "write_atomic"]
+__all__ = [
+    "can_create",
+    "held",
+    "open_atomic",
+    "remove_strays",
+    "remove_unheld",
+    "same_file",
+    "scratch_folder",
+    "write_atomic",
+]
 
 _PREFIX = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
 _SUFFIX = ".tmp"
@@ -80,6 +89,14 @@ def can_create(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def same_file(first: Path, second: Path) -> bool:
+    """Whether both are names of one file, which need not exist."""
+    try:
+        return first.samefile(second)
+    except OSError:  # one of them does not exist yet
+        return os.path.realpath(first) == os.path.realpath(second)
 
 
 def remove_strays(folder: Path) -> None:

@@ -18,7 +18,7 @@ from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import blocks_of
 from onnxcomp.container.spans import PlainFile, plain_files
 from onnxcomp.errors import InputError
-from onnxcomp.files import open_atomic, scratch_folder
+from onnxcomp.files import open_atomic, same_file, scratch_folder
 
 __all__ = ["pack", "pack_model"]
 
@@ -55,6 +55,8 @@ def pack(
     if is_packed(source):
         raise InputError(f"{source}: is packed already; name a plain .onnx model, or restore it first")
     files = plain_files(source)
+    if any(same_file(file.source.path, destination) for file in files):
+        raise InputError(f"{destination}: is the model that is to be packed, or its weights; name another file")
     stored = [StoredFile(file.name, file.source.size, _digest(file)) for file in files]
     header = Header(tuple(stored), dict(recipe or {}))
     encoded = _encoded(header, source)
