@@ -14,8 +14,8 @@ from onnxcomp.container.encoding import CODED, MOST_HEAD, STORED
 from onnxcomp.container.plans import Mode
 from onnxcomp.container.rans import CodeError
 from onnxcomp.container.related import multiplied
-from onnxcomp.container.segments import MOST_TAPS, Segment
-from onnxcomp.container.spans import MOST_ELEMENT
+from onnxcomp.container.segments import MOST_ARRAYS, MOST_TAPS, Segment
+from onnxcomp.container.spans import LEAST, MOST_ELEMENT
 from onnxcomp.container.tables import from_levels
 from onnxcomp.container.wire import Reader, inflated
 
@@ -126,7 +126,7 @@ def _segments(head: Reader, size: int, skeleton: int) -> list[Segment]:
     """The arrays; with the skeleton they fill the block."""
     segments = []
     end = arrays = 0
-    for _ in range(head.number(head.left)):
+    for _ in range(head.number(min(MOST_ARRAYS, 2 + size // LEAST))):
         offset = end + head.number(size)
         element = head.number(MOST_ELEMENT)
         rows, columns, count = (head.number(size) for _ in range(3))
@@ -224,7 +224,7 @@ def _decode_coded(decoder: rans.Decoder, coded: list[_Plane]) -> None:
         wanted = [plane for plane in coded if plane.stage <= stage <= plane.last_stage]
         if not wanted:
             continue
-        tables = [rows[id(plane)][stage] if plane in predicted else _tables_of(plane) for plane in wanted]
+        tables = [rows[id(plane)][stage] if id(plane) in rows else _tables_of(plane) for plane in wanted]
         symbols = decoder.decode(np.concatenate(tables))
         at = 0
         for plane, found in zip(wanted, tables, strict=True):

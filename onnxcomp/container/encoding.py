@@ -12,7 +12,7 @@ from onnxcomp.container.arrays import Described, describe
 from onnxcomp.container.clusters import cluster
 from onnxcomp.container.plans import Mode, Plan, stages_of
 from onnxcomp.container.segments import Segment
-from onnxcomp.container.tables import from_levels
+from onnxcomp.container.tables import entropies, from_levels
 from onnxcomp.container.wire import Writer, deflated
 
 __all__ = ["CODED", "MOST_HEAD", "STORED", "encode"]
@@ -82,9 +82,9 @@ def _choose_tables(arrays: list[Described]) -> Array:
     coded = [(planned, seed) for array in arrays for planned, seed in array.seeded() if planned.mode >= Mode.ONE]
     if not coded:
         return np.zeros((0, 256), np.uint8)
-    counts = [planned.counts[planned.used] for planned, _ in coded]
-    seeds = np.concatenate([_seeds(found, kind) for found, (_, kind) in zip(counts, coded, strict=True)])
-    levels, assigned = cluster(np.concatenate(counts), seeds)
+    counts = np.concatenate([planned.counts[planned.used] for planned, _ in coded])
+    kinds = np.concatenate([np.full(len(planned.used), kind) for planned, kind in coded])
+    levels, assigned = cluster(counts, _seeds(counts, kinds))
     at = 0
     for planned, _ in coded:
         used = planned.used
@@ -94,11 +94,10 @@ def _choose_tables(arrays: list[Described]) -> Array:
     return levels
 
 
-def _seeds(counts: Array, kind: int) -> Array:
+def _seeds(counts: Array, kinds: Array) -> Array:
     """A number for each class, the same where distributions of several arrays are probably alike."""
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    spread = -(shares * np.log2(np.where(counts > 0, shares, 1.0))).sum(axis=1)
-    return np.asarray(kind << 8 | np.rint(_SEEDS * spread).astype(np.int64))
+    spread = 8 * entropies(counts) / counts.sum(axis=1)
+    return np.asarray(kinds << 8 | np.rint(_SEEDS * spread).astype(np.int64))
 
 
 def _between(data: bytes, segments: list[Segment]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,12 @@ class Plan:
     stage: int = 0
     tables: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    @property
+    @cached_property
     def used(self) -> Array:
         """The classes that occur."""
         return np.flatnonzero(self.counts.any(axis=1))
 
-    @property
+    @cached_property
     def size(self) -> float:
         """Bytes, with a guess at what levels and tables take."""
         if self.mode < Mode.ONE:
@@ -136,7 +137,7 @@ def _repeats(symbols: Array, one: float) -> bytes:
         return b""
     step = max(_PIECE, len(symbols) // _PIECES)
     sample = np.concatenate([symbols[at : at + _PIECE] for at in range(0, len(symbols), step)])
-    alone = entropy(histogram(sample)[None])
+    alone = one if len(sample) == len(symbols) else entropy(histogram(sample)[None])
     if len(zlib.compress(sample.tobytes(), 1)) >= 0.9 * alone + min(_TABLE, len(sample) / 8):
         return b""
     packed = deflated(symbols.tobytes())

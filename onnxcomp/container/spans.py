@@ -17,12 +17,13 @@ from onnxcomp.storage.skeleton import is_reference, reference_fields, referred, 
 from onnxcomp.storage.validation import external_file, external_range, quoted
 from onnxcomp.storage.wire import Buffer, WireError, strip
 
-__all__ = ["MOST_ELEMENT", "PlainFile", "Span", "plain_files"]
+__all__ = ["LEAST", "MOST_ELEMENT", "PlainFile", "Span", "plain_files"]
 
 MOST_ELEMENT = 255
 """Of the types of ONNX that a container can name; what has any other is bytes."""
 
-_LEAST = 32  # bytes from which a weight is worth an entry of its own
+LEAST = 256
+"""Bytes from which a weight is worth an entry of its own; smaller ones are coded with what is between weights."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _without_weights(model: PlainFile) -> onnx.ModelProto:
     """The message without its weights, whose spans are added to the file."""
     data: Buffer | mmap.mmap = model.source.mapped()
     try:
-        stripped = strip(data, _LEAST, reference_fields)
+        stripped = strip(data, LEAST, reference_fields)
     except WireError:
         return onnx.load_model_from_string(bytes(data))  # unusual, but a model: the generic coder takes all of it
     proto = onnx.load_model_from_string(b"".join(stripped.pieces))
@@ -123,6 +124,6 @@ def _apart(spans: list[Span]) -> Iterator[Span]:
     """Those that can be cut out one after the other: tensors may share bytes, and hold none."""
     end = 0
     for span in sorted(spans, key=lambda span: (span.offset, -span.nbytes)):
-        if span.nbytes >= _LEAST and span.offset >= end and 0 not in span.dims:
+        if span.nbytes >= LEAST and span.offset >= end and 0 not in span.dims:
             yield span
             end = span.offset + span.nbytes

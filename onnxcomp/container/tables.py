@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcomp.container.rans import TOTAL, CodeError
 
-__all__ = ["entropy", "frequencies", "from_levels", "histogram", "levels_of"]
+__all__ = ["entropies", "entropy", "frequencies", "from_levels", "histogram", "levels_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -72,6 +72,13 @@ _WORTH_PAIRS = 2**18
 
 def entropy(counts: Array) -> float:
     """Bytes that symbols take at least when each row of counts has a table of its own."""
+    return float(entropies(counts).sum())
+
+
+def entropies(counts: Array) -> Array:
+    """The same of each row."""
+    row, _ = np.nonzero(counts)
+    found = counts[counts > 0].astype(np.float64)
     totals = counts.sum(axis=1)
-    bits = (totals * np.log2(np.maximum(totals, 1))).sum() - (counts * np.log2(np.maximum(counts, 1))).sum()
-    return float(bits) / 8
+    bits = totals * np.log2(np.maximum(totals, 1)) - np.bincount(row, found * np.log2(found), minlength=len(counts))
+    return np.asarray(bits) / 8
