@@ -17,7 +17,18 @@ from onnxcomp.container.segments import BLOCK
 from onnxcomp.container.wire import Reader, Writer
 from onnxcomp.errors import InputError
 
-__all__ = ["GROWTH", "SUFFIX", "Header", "StoredFile", "block", "is_packed", "read_block", "read_header", "read_number"]
+__all__ = [
+    "GROWTH",
+    "SUFFIX",
+    "Header",
+    "StoredFile",
+    "block",
+    "has_suffix",
+    "is_packed",
+    "read_block",
+    "read_header",
+    "read_number",
+]
 
 MAGIC = b"\x89ONXZ\r\n\x1a"  # as PNG's: no text, and damaged by whatever changes the ends of lines
 VERSION = 1
@@ -90,6 +101,11 @@ def is_packed(path: str | os.PathLike[str]) -> bool:
             return stream.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
+
+
+def has_suffix(path: Path) -> bool:
+    """Whether a file of this name is to be a packed model."""
+    return path.suffix.lower() == SUFFIX
 
 
 def block(body: bytes) -> bytes:

@@ -13,16 +13,18 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxcomp.container import encoding
+from onnxcomp.container.aside import aside
 from onnxcomp.container.format import GROWTH, Header, StoredFile, block, is_packed, read_header
 from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import blocks_of
 from onnxcomp.container.spans import PlainFile, plain_files
 from onnxcomp.errors import InputError
-from onnxcomp.files import open_atomic, same_file, scratch_folder
+from onnxcomp.files import open_atomic, same_file
 
 __all__ = ["pack", "pack_model"]
 
 _PIECE = 2**22
+_LONGEST_STEM = 200  # bytes
 
 
 def pack(
@@ -82,8 +84,9 @@ def pack_model(model: Saveable, destination: Path, recipe: Mapping[str, Any] | N
     Raises:
         InputError: there is no room for the plain file among the temporary ones, or the container cannot be written.
     """
-    with scratch_folder() as folder:
-        plain = folder / f"{destination.stem or 'model'}.onnx"
+    with aside(destination) as folder:
+        stem = destination.stem  # the file of the weights is named after it
+        plain = folder / f"{stem if 0 < len(os.fsencode(stem)) <= _LONGEST_STEM else 'model'}.onnx"
         model.save(plain)
         return pack(plain, destination, recipe)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,8 @@ from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import BLOCK
 from onnxcomp.errors import InputError
 from onnxcomp.files import open_atomic, same_file
-from onnxcomp.storage.payload import process_folder
 
-__all__ = ["header_of", "restore", "restored_aside"]
+__all__ = ["header_of", "restore"]
 
 _AGAIN = "copy it again, or pack the model again"
 _PIECE = 2**20
@@ -58,22 +56,6 @@ def restore(source: str | os.PathLike[str], destination: str | os.PathLike[str])
                 _restore_file(stream, file, beside)
         _check_end(stream, header)
     return header.size
-
-
-def restored_aside(source: Path) -> Path:
-    """A packed model restored into temporary files, which go with the process; returns the model's own.
-
-    Raises:
-        InputError: the container is damaged, truncated or none; or there is no room for its files.
-    """
-    try:
-        folder = Path(tempfile.mkdtemp(dir=process_folder()))
-    except OSError as error:
-        place = tempfile.tempdir or "the folder of temporary files"
-        raise InputError(f"{place}: {source} cannot be restored there ({error.strerror}); set TMPDIR") from None
-    plain = folder / f"{source.stem or 'model'}.onnx"
-    restore(source, plain)
-    return plain
 
 
 def header_of(source: str | os.PathLike[str]) -> Header:
