@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import onnxcomp
-from onnxcomp.container import segments
+from onnxcomp.container import decoding, encoding, segments
 from onnxcomp.errors import InputError
 from tests import models
 from tests.generate import Program, networks, statements
@@ -124,6 +124,13 @@ def test_many_small_weights_come_back(tmp_path: Path, monkeypatch: pytest.Monkey
     size = there_and_back(models.initializers_of(arrays), tmp_path)
     monkeypatch.setattr(segments, "MOST_ARRAYS", 32)
     assert there_and_back(models.initializers_of(arrays), tmp_path) > size  # in more blocks
+
+
+def test_a_head_that_lzma_makes_too_small_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = there_and_back(holding(codes(64, 64)), tmp_path)
+    for module in (encoding, decoding):
+        monkeypatch.setattr(module, "HEAD_GROWTH", 1)
+    assert there_and_back(holding(codes(64, 64)), tmp_path) > size  # without an array
 
 
 def test_many_large_weights_and_their_ends_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

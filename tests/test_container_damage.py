@@ -178,6 +178,12 @@ def test_names_outside_of_the_folder_are_refused(name: str, tmp_path: Path) -> N
     assert "in the model's folder" in refused(format.Header(files, {}).encoded(), tmp_path)
 
 
+def test_no_version_is_refused(packed: bytes, tmp_path: Path) -> None:
+    data = bytearray(packed)
+    data[len(format.MAGIC)] = 0
+    assert "it is of no version of the format" in refused(bytes(data), tmp_path)
+
+
 def test_a_newer_version_is_named(packed: bytes, tmp_path: Path) -> None:
     data = bytearray(packed)
     data[len(format.MAGIC)] = 9

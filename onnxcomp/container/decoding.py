@@ -10,21 +10,20 @@ import numpy as np
 
 from onnxcomp.container import planes, rans, scales, taps
 from onnxcomp.container.arrays import ORDERS, Form, flags_of, mask_shape
-from onnxcomp.container.encoding import CODED, MOST_HEAD, STORED
+from onnxcomp.container.encoding import CODED, HEAD_GROWTH, MOST_HEAD, STORED
 from onnxcomp.container.plans import Mode
 from onnxcomp.container.rans import CodeError
 from onnxcomp.container.related import multiplied
 from onnxcomp.container.segments import MOST_ARRAYS, MOST_TAPS, Segment
 from onnxcomp.container.spans import LEAST, MOST_ELEMENT
-from onnxcomp.container.tables import from_levels
+from onnxcomp.container.tables import from_levels, most_tables
 from onnxcomp.container.wire import Reader, inflated
 
 __all__ = ["decode"]
 
 Array = np.ndarray[Any, Any]
 
-_MOST_TABLES = 256
-_HEAD_GROWTH = 2**12  # how far LZMA can shrink a head that says something
+_MOST_CLASSES = 256
 
 
 @dataclass(eq=False)
@@ -81,12 +80,12 @@ def decode(body: bytes, most: int) -> bytes:
         return data
     head_size = reader.number(MOST_HEAD)
     packed_head = reader.data()
-    if head_size > _HEAD_GROWTH * (len(packed_head) + 1):
+    if head_size > HEAD_GROWTH * (len(packed_head) + 1):
         raise CodeError("a head is too large")
     head = Reader(inflated(packed_head, head_size))
     skeleton_size, skeleton_stored = head.number(size), head.number(len(body))
     segments = _segments(head, size, skeleton_size)
-    frequencies, arrays = _described(head, segments)
+    frequencies, arrays = _described(head, segments, size)
     masks = [array.mask for array in arrays if array.mask is not None]
     found = [plane for array in arrays for plane in array.planes]
     for mask in masks:
@@ -140,8 +139,8 @@ def _segments(head: Reader, size: int, skeleton: int) -> list[Segment]:
     return segments
 
 
-def _described(head: Reader, segments: list[Segment]) -> tuple[Array, list[_Array]]:
-    count = head.number(_MOST_TABLES)
+def _described(head: Reader, segments: list[Segment], size: int) -> tuple[Array, list[_Array]]:
+    count = head.number(most_tables(size))
     steps = np.frombuffer(head.plain(256 * count), np.uint8).reshape(count, 256)
     frequencies = from_levels(np.cumsum(steps, axis=1, dtype=np.uint8))
     arrays = [_array(head, segment, index, segments, count) for index, segment in enumerate(segments)]
@@ -196,10 +195,12 @@ def _plane(head: Reader, shape: tuple[int, int, int], size: int, tables: int) ->
     else:
         row, column, tap = (np.frombuffer(head.plain(count), np.uint8) for count in shape)
         plane.levels = row, column, tap
-        plane.tables = np.array([_table(head, tables) for _ in range(head.number(_MOST_TABLES))], np.uint8)
+        plane.tables = np.array([_table(head, tables) for _ in range(head.number(_MOST_CLASSES))], np.uint8)
         if sum(int(level.max()) for level in plane.levels) >= len(plane.tables):
             raise CodeError("a class has no table")
     if plane.mode == Mode.PREDICTED:
+        if shape[0] * shape[1] < taps.LEAST_KERNELS:
+            raise CodeError("there are too few kernels to predict")
         counts = (min(tap, taps.MOST_BEFORE) for tap in range(1, shape[2]))
         plane.coefficients = [np.frombuffer(head.plain(count), np.int8) for count in counts]
     return plane

@@ -12,16 +12,19 @@ from onnxcomp.container.arrays import Described, describe
 from onnxcomp.container.clusters import cluster
 from onnxcomp.container.plans import Mode, Plan, stages_of
 from onnxcomp.container.segments import Segment
-from onnxcomp.container.tables import entropies, from_levels
+from onnxcomp.container.tables import entropies, from_levels, most_tables
 from onnxcomp.container.wire import Writer, deflated
 
-__all__ = ["CODED", "MOST_HEAD", "STORED", "encode"]
+__all__ = ["CODED", "HEAD_GROWTH", "MOST_HEAD", "STORED", "encode"]
 
 STORED, CODED = 0, 1
 """Kinds of blocks."""
 
 MOST_HEAD = 2**23
 """Bytes of a block's head: what describes its arrays must not take more time than they do."""
+
+HEAD_GROWTH = 2**12
+"""How many times larger a head may be than it is through LZMA."""
 
 _SEEDS = 6  # for each bit of entropy
 
@@ -54,11 +57,12 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     """Head, masks, the entropy coder's states and words, and what is stored as it is; None if the head is too large."""
     arrays = describe(data, segments)
     plans = [planned for array in arrays for planned in array.plans]
-    levels = _choose_tables(arrays)
+    levels = _choose_tables(arrays, most_tables(len(data)))
     skeleton = b"".join(_between(data, segments))
     packed = deflated(skeleton)
     head = _head(segments, arrays, levels, len(skeleton), len(packed))
-    if len(head) > MOST_HEAD:
+    packed_head = deflated(head)
+    if len(head) > min(MOST_HEAD, HEAD_GROWTH * (len(packed_head) + 1)):
         return None
     stages = stages_of(plans)
     nbytes = sum(planned.size for planned in plans if planned.mode >= Mode.ONE)
@@ -68,7 +72,7 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     states, words = rans.encode(stages, from_levels(levels), lanes, carried.ljust(2 * lanes, b"\0"))
     body = Writer()
     body.number(len(head))
-    body.data(deflated(head))
+    body.data(packed_head)
     body.plain(b"".join(array.mask.packed for array in arrays if array.mask))
     body.number(lanes)
     body.data(states)
@@ -77,14 +81,14 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     return body.done()
 
 
-def _choose_tables(arrays: list[Described]) -> Array:
+def _choose_tables(arrays: list[Described], most: int) -> Array:
     """Tables of the whole block; each plan is told its own."""
     coded = [(planned, seed) for array in arrays for planned, seed in array.seeded() if planned.mode >= Mode.ONE]
     if not coded:
         return np.zeros((0, 256), np.uint8)
     counts = np.concatenate([planned.counts[planned.used] for planned, _ in coded])
     kinds = np.concatenate([np.full(len(planned.used), kind) for planned, kind in coded])
-    levels, assigned = cluster(counts, _seeds(counts, kinds))
+    levels, assigned = cluster(counts, _seeds(counts, kinds), most)
     at = 0
     for planned, _ in coded:
         used = planned.used

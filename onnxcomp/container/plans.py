@@ -21,7 +21,6 @@ __all__ = ["Mode", "Plan", "plan", "plan_values", "raw", "stages_of"]
 Array = np.ndarray[Any, Any]
 
 _WORTH_SCALES = 512  # codes; the levels of fewer cost more than they save
-_WORTH_TAPS = 256  # kernels
 _TABLE = 40.0  # bytes that a table takes, about; what it costs in the end is settled when all are known
 _SYMBOL = 0.25  # of these, for each symbol in it; and so much do few symbols seem to save that are noise
 _PIECE, _PIECES = 4096, 4  # of a sample
@@ -149,7 +148,7 @@ def _scaled(codes: Array, element: int) -> Plan:
     steps = _steps(codes.size / (rows + columns))
     levels = scales.fit(magnitudes(codes, element), steps)
     coefficients: list[Array] = []
-    if element in (TensorProto.INT8, TensorProto.UINT8) and count > 1 and rows * columns >= _WORTH_TAPS:
+    if element in (TensorProto.INT8, TensorProto.UINT8) and count > 1 and rows * columns >= taps.LEAST_KERNELS:
         coefficients, bits = taps.fit(codes.view(np.int8), scales.kernel_scales(levels, steps))
         if bits / 8 < sum(map(len, coefficients)) + _TABLE:
             coefficients = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcomp.container.rans import TOTAL, CodeError
 
-__all__ = ["entropies", "entropy", "frequencies", "from_levels", "histogram", "levels_of"]
+__all__ = ["entropies", "entropy", "frequencies", "from_levels", "histogram", "levels_of", "most_tables"]
 
 Array = np.ndarray[Any, Any]
 
@@ -21,6 +21,11 @@ _WEIGHTS = np.array(
     [0] + [_ROOTS[(level - 1) % 8] << ((level - 1) // 8) for level in range(1, _MOST_LEVEL + 1)], object
 )
 _WEIGHTS = np.minimum(_WEIGHTS, 2**48).astype(np.int64)
+
+
+def most_tables(size: int) -> int:
+    """How many tables the code of so many bytes may have: making them must not take more time than the bytes do."""
+    return min(256, 1 + size // 64)
 
 
 def levels_of(counts: Array) -> Array:
