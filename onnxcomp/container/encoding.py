@@ -26,6 +26,7 @@ MOST_HEAD = 2**23
 HEAD_GROWTH = 2**12
 """How many times larger a head may be than it is through LZMA."""
 
+_SMALL = 2**16  # bytes of a block of which LZMA of the whole is tried, too: a table may cost more than it saves
 _SEEDS = 6  # for each bit of entropy
 
 Array = np.ndarray[Any, Any]
@@ -39,10 +40,10 @@ def encode(data: bytes, segments: list[Segment]) -> bytes:
         segments: the arrays in them, in order.
     """
     coded = _coded(data, segments)
-    if coded is None:
-        coded = _coded(data, [])
+    if coded is None or (segments and len(data) <= _SMALL):
+        coded = min(filter(None, (coded, _coded(data, []))), key=len)
     body = Writer()
-    if coded is None or len(coded) >= len(data):
+    if len(coded) >= len(data):
         body.number(STORED)
         body.number(len(data))
         body.plain(data)
