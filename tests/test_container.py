@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import onnxcomp
-from onnxcomp.container import decoding, encoding, segments
+from onnxcomp.container import encoding, heads, segments
 from onnxcomp.errors import InputError
 from tests import models
 from tests.generate import Program, networks, statements
@@ -128,7 +128,7 @@ def test_many_small_weights_come_back(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_head_that_lzma_makes_too_small_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = there_and_back(holding(codes(300, 400)), tmp_path)
-    for module in (encoding, decoding):
+    for module in (encoding, heads):
         monkeypatch.setattr(module, "HEAD_GROWTH", 1)
     assert there_and_back(holding(codes(300, 400)), tmp_path) > size  # without an array
 
