@@ -15,7 +15,7 @@ from pathlib import Path
 import onnxruntime
 
 from onnxcomp.compiler import compress, prepare_samples
-from onnxcomp.container.format import SUFFIX, is_packed
+from onnxcomp.container.format import SUFFIX, has_suffix, is_packed
 from onnxcomp.container.packing import pack
 from onnxcomp.container.restoring import restore
 from onnxcomp.data import Dataset
@@ -199,7 +199,7 @@ def convert_model(request: Request) -> int:
     _check_given(request)
     source, destination = request.model, request.destination
     packed = is_packed(source)
-    if packed == (destination.suffix == SUFFIX):
+    if packed == has_suffix(destination):
         wanted = "is packed already; give -o a name in .onnx" if packed else f"needs a pipeline or a name in {SUFFIX}"
         raise UsageError(f"--output {destination}: {source} {wanted}" if packed else f"--output {wanted}")
     check_writable(destination)

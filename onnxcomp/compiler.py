@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxcomp.container.format import SUFFIX
+from onnxcomp.container.format import has_suffix
 from onnxcomp.container.packing import pack_model
 from onnxcomp.context import Context, Progress, silent
 from onnxcomp.data import Dataset
@@ -186,7 +186,7 @@ def prepare_samples(model: Model, data: Dataset | str | None, test_data: Dataset
 
 def _write(model: Model, output: Path, options: schema.Options) -> int | None:
     """Write the result; returns the bytes of a packed one."""
-    if output.suffix != SUFFIX:
+    if not has_suffix(output):
         model.save(output)
         return None
     recipe = {"onnxcomp": installed_version(), "pipeline": options.scheduled, "seed": options.seed}

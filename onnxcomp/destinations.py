@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from onnxcomp.errors import InputError, UsageError
-from onnxcomp.files import can_create
+from onnxcomp.files import can_create, same_file
 from onnxcomp.model import Model
 
 __all__ = ["check_spared", "check_weights_spared", "check_writable", "files_named"]
@@ -37,7 +37,7 @@ def check_spared(path: Path, what: str, needed: Iterable[tuple[str, Path]]) -> N
         UsageError: it is one of them, perhaps by another name.
     """
     for name, other in needed:
-        if _same_file(path, other):
+        if same_file(path, other):
             raise UsageError(f"{path}: is {name}, which {what} would replace; name another file")
 
 
@@ -73,10 +73,3 @@ def _check_place(path: Path, folder: Path) -> None:
             return
     if not can_create(Path(os.path.realpath(path)).parent):
         raise InputError(f"{path}: its folder {folder} may not be written; name another place")
-
-
-def _same_file(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second)
-    except OSError:  # one of them does not exist yet
-        return first.resolve() == second.resolve()

@@ -22,11 +22,21 @@ try:
 except ImportError:  # Windows removes no file that is open, so a lock is not needed there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["can_create", "held", "open_atomic", "remove_strays", "remove_unheld", "scratch_folder", "write_atomic"]
+__all__ = [
+    "can_create",
+    "held",
+    "open_atomic",
+    "remove_strays",
+    "remove_unheld",
+    "same_file",
+    "scratch_folder",
+    "write_atomic",
+]
 
 _PREFIX = ".onnxcomp-"  # not the file's own name: with more characters it may be too long
 _SUFFIX = ".tmp"
 _SCRATCH_PREFIX = "onnxcomp-"
+_HELD_OPEN = ".held"
 
 
 @contextmanager
@@ -82,6 +92,14 @@ def can_create(folder: Path) -> bool:
         return False
 
 
+def same_file(first: Path, second: Path) -> bool:
+    """Whether both are names of one file, which need not exist."""
+    try:
+        return first.samefile(second)
+    except OSError:  # one of them does not exist yet
+        return os.path.realpath(first) == os.path.realpath(second)
+
+
 def remove_strays(folder: Path) -> None:
     """Remove the temporaries of processes that have died from a folder; those of living ones stay."""
     _remove_unlocked(folder, _PREFIX, _SUFFIX)
@@ -91,24 +109,44 @@ def remove_strays(folder: Path) -> None:
 def scratch_folder() -> Iterator[Path]:
     """A folder in the system's place for temporary files, gone when the block ends; and with it those that dead
     processes left there. A fork that ends the block leaves the folder to its parent."""
-    owner = os.getpid()
     place = Path(tempfile.gettempdir())
     _remove_unlocked(place, _SCRATCH_PREFIX, _SUFFIX)
+    with _scratch_locked(place) if fcntl is not None else _scratch_held_open(place) as folder:
+        yield folder
+
+
+@contextmanager
+def _scratch_locked(place: Path) -> Iterator[Path]:
+    owner = os.getpid()
     while True:
         folder = Path(tempfile.mkdtemp(_SUFFIX, _SCRATCH_PREFIX, place))
         try:
-            descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+            descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # before it was locked, another process took it for one of a dead process
             continue
         try:
-            if descriptor is None or _claim(descriptor, folder):
+            if _claim(descriptor, folder):
                 yield folder
                 return
         finally:
             if os.getpid() == owner:
                 shutil.rmtree(folder, ignore_errors=True)
-            if descriptor is not None:
-                os.close(descriptor)
+            os.close(descriptor)
+
+
+@contextmanager
+def _scratch_held_open(place: Path) -> Iterator[Path]:
+    """On Windows: as no file that is open can be removed, one beside the folder tells that its process lives."""
+    descriptor, name = tempfile.mkstemp(_HELD_OPEN, _SCRATCH_PREFIX, place)
+    folder = Path(name).with_suffix(_SUFFIX)
+    try:
+        folder.mkdir(0o700)
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)  # what a session still maps stays, until another process comes by
+        with contextlib.suppress(OSError):
+            os.unlink(name)
 
 
 @contextmanager
@@ -191,6 +229,9 @@ def _remove_unlocked(folder: Path, prefix: str, suffix: str) -> None:
 
 def _remove_stray(path: str, is_needed: Callable[[], bool] = lambda: False) -> None:
     if fcntl is None:
+        if os.path.basename(path).startswith(_SCRATCH_PREFIX):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path.removesuffix(_SUFFIX) + _HELD_OPEN)  # fails while its process lives
         if not is_needed():
             _remove(path)
         return

@@ -10,12 +10,13 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcomp import codec
-from onnxcomp.container.format import SUFFIX, is_packed
+from onnxcomp.container.aside import RestoredAside
+from onnxcomp.container.format import has_suffix, is_packed
 from onnxcomp.container.packing import pack_model
-from onnxcomp.container.restoring import restored_aside
 from onnxcomp.errors import InputError
 from onnxcomp.graph.state import GraphState
 from onnxcomp.storage.mapped import Table
+from onnxcomp.storage.payload import InFile
 from onnxcomp.storage.reader import external_tensors, read, split
 from onnxcomp.storage.skeleton import Skeleton
 from onnxcomp.storage.validation import check_structure
@@ -46,13 +47,13 @@ class Model:
         self._header = header
         self._table = table
         self._external = tuple(external)
-        self._plain: Path | None = None
+        self._restored: RestoredAside | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
         """Open a model. Its larger weights stay in the file, or the files, until something asks for them.
 
-        A packed model (``.onnxz``) is restored into temporary files, which go with the process.
+        A packed model (``.onnxz``) is restored into temporary files, which go with the model and its copies.
 
         Raises:
             InputError: the file is missing, is not an ONNX model, or its external data cannot be used; or it is a
@@ -60,14 +61,19 @@ class Model:
         """
         path = Path(path)
         if is_packed(path):
-            model = cls._load(plain := restored_aside(path))
-            model.path, model._plain = path, plain
+            restored = RestoredAside(path)
+            with restored.named():
+                model = cls._load(restored.path, restored)
+            model.path, model._restored = path, restored
             return model
         return cls._load(path)
 
     @classmethod
-    def _load(cls, path: Path) -> Model:
+    def _load(cls, path: Path, restored: RestoredAside | None = None) -> Model:
         skeleton, external = read(path)
+        for payload in skeleton.payloads:
+            if isinstance(payload, InFile):
+                payload.source.keeps = restored  # copies of the model read from the same files
         if not skeleton.proto.graph.node and not skeleton.proto.graph.output:
             raise InputError(f"{path}: is not an ONNX model (it holds no graph); export or copy it again")
         check_structure(skeleton.proto, path)
@@ -150,7 +156,7 @@ class Model:
             InputError: the folder is missing or may not be written, or the disk is full.
         """
         path = Path(path)
-        return pack_model(self, path) if path.suffix == SUFFIX else save(self.skeleton(), path, bool(self._external))
+        return pack_model(self, path) if has_suffix(path) else save(self.skeleton(), path, bool(self._external))
 
     @property
     def files(self) -> list[Path]:
@@ -158,7 +164,9 @@ class Model:
 
         Of a packed model, the plain files that it was restored to.
         """
-        return [] if self.path is None else [self._plain or self.path, *self._external]
+        if self.path is None:
+            return []
+        return [self.path if self._restored is None else self._restored.path, *self._external]
 
     @property
     def is_large(self) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import onnxcomp
-from onnxcomp.container import segments
+from onnxcomp.container import encoding, heads, segments
 from onnxcomp.errors import InputError
 from tests import models
 from tests.generate import Program, networks, statements
@@ -116,6 +116,38 @@ def test_a_weight_of_several_blocks_comes_back(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(segments, "BLOCK", 2**13)
     there_and_back(holding(codes(60, 32, 3, 3)), tmp_path)
     there_and_back(holding(np.random.default_rng(0).normal(size=(5, 2999)).astype(np.float32)), tmp_path)
+
+
+def test_many_small_weights_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {f"w{index}": codes(int(generator.integers(1, 40)), 20, seed=index) for index in range(300)}
+    size = there_and_back(models.initializers_of(arrays), tmp_path)
+    monkeypatch.setattr(segments, "MOST_ARRAYS", 32)
+    assert there_and_back(models.initializers_of(arrays), tmp_path) > size  # in more blocks
+
+
+def test_a_head_that_lzma_makes_too_small_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = there_and_back(holding(codes(300, 400)), tmp_path)
+    for module in (encoding, heads):
+        monkeypatch.setattr(module, "HEAD_GROWTH", 1)
+    assert there_and_back(holding(codes(300, 400)), tmp_path) > size  # without an array
+
+
+def test_many_large_weights_and_their_ends_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of a weight in its last block may be smaller than any weight is."""
+    monkeypatch.setattr(segments, "BLOCK", 2**12)
+    arrays = {f"w{index}": codes(2**12 + 1 + index, 1, seed=index) for index in range(9)}
+    there_and_back(models.initializers_of({**arrays, "rows": codes(43, 200)}), tmp_path)
+
+
+@pytest.mark.parametrize("special", [0.0, -0.0, 1e-40, 2e-38, np.inf, np.nan])
+def test_products_on_which_processors_differ_are_not_relied_on(special: float, tmp_path: Path) -> None:
+    scales = np.random.default_rng(0).random(500).astype(np.float32)
+    alone = there_and_back(holding(scales), tmp_path)
+    scales[7] = special
+    size = there_and_back(models.initializers_of({"a": scales, "b": scales * np.float32(0.3)}), tmp_path)
+    is_multiple = size < alone + 100
+    assert is_multiple == (special == 0)  # 0.3 · 2e-38 is a denormal number
 
 
 def test_unusual_encodings_of_a_message_come_back(tmp_path: Path) -> None:

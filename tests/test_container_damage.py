@@ -66,6 +66,7 @@ def test_every_truncation_is_refused(packed: bytes, tmp_path: Path) -> None:
 def test_bytes_behind_the_end_are_refused(packed: bytes, tmp_path: Path) -> None:
     assert "holds more than it should" in refused(packed + b"x", tmp_path)
     assert "holds more than it should" in refused(packed + bytes(100_000), tmp_path)
+    assert "holds more than it should" in refused(packed + bytes(1), tmp_path)
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
@@ -136,6 +137,22 @@ def test_a_head_that_says_anything_is_refused(head: bytes, size: int) -> None:
         decoding.decode(body.done(), size)
 
 
+@pytest.mark.parametrize("kind", ["of one byte", "of few"])
+def test_a_head_cannot_describe_more_arrays_than_its_block_is_worth(kind: str) -> None:
+    size, count = (2**24, segments.MOST_ARRAYS + 1) if kind == "of few" else (2**14, 2**14)
+    nbytes = size // count
+    head = Writer()
+    for number in (size - nbytes * count, 0, count, *(0, 2, 1, nbytes, 1) * count, 0, *(0, 0) * count):
+        head.number(number)
+    body = Writer()
+    for number in (encoding.CODED, size, len(head.done())):
+        body.number(number)
+    body.data(deflated(head.done()))
+    body.plain(bytes(64))
+    with pytest.raises(CodeError, match=f"a number is {count} where"):
+        decoding.decode(body.done(), size)
+
+
 def claiming(size: int, name: str = "") -> bytes:
     return format.Header((format.StoredFile(name, size, bytes(32)),), {}).encoded()
 
@@ -161,6 +178,12 @@ def test_names_outside_of_the_folder_are_refused(name: str, tmp_path: Path) -> N
     assert "in the model's folder" in refused(format.Header(files, {}).encoded(), tmp_path)
 
 
+def test_no_version_is_refused(packed: bytes, tmp_path: Path) -> None:
+    data = bytearray(packed)
+    data[len(format.MAGIC)] = 0
+    assert "it is of no version of the format" in refused(bytes(data), tmp_path)
+
+
 def test_a_newer_version_is_named(packed: bytes, tmp_path: Path) -> None:
     data = bytearray(packed)
     data[len(format.MAGIC)] = 9
@@ -170,6 +193,18 @@ def test_a_newer_version_is_named(packed: bytes, tmp_path: Path) -> None:
 def test_zeros_take_no_less_than_the_format_allows(tmp_path: Path) -> None:
     size = there_and_back(holding(np.zeros(1_000_000, np.float32)), tmp_path)
     assert 4_000_000 / GROWTH <= size < 4_000_000 / GROWTH + 4000
+
+
+def test_zeros_at_the_end_are_as_many_as_they_must_be(tmp_path: Path) -> None:
+    proto = holding(codes(9, 9))
+    proto.doc_string = 8_000_000 * " "  # which LZMA makes smaller than is allowed
+    there_and_back(proto, tmp_path)
+    data = (tmp_path / "net.onnxz").read_bytes()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert data.endswith(bytes(100))
+    assert "holds more than it should" in refused(data + bytes(1), tmp_path)
+    assert "cannot hold" in refused(data[:-1], tmp_path)
 
 
 def test_restoring_takes_memory_for_a_block_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

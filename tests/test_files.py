@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxcomp import files
 from onnxcomp.errors import InputError
 from onnxcomp.files import held, open_atomic, remove_unheld, scratch_folder, write_atomic
 
@@ -155,6 +156,34 @@ def test_a_scratch_folder_goes_and_takes_those_of_killed_processes_along(
         with scratch_folder() as second:
             assert sorted(tmp_path.iterdir()) == sorted([folder, second])
     assert os.listdir(tmp_path) == []
+
+
+def test_where_nothing_can_be_locked_a_scratch_folder_stays_while_its_process_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which removes no file that is open."""
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files, "fcntl", None)
+    unlink, opened = os.unlink, set[Path]()
+
+    def unlink_on_windows(path: str | Path, **options: int) -> None:
+        if Path(path) in opened:
+            raise PermissionError(path)
+        unlink(path, **options)
+
+    monkeypatch.setattr(files.os, "unlink", unlink_on_windows)
+    with scratch_folder() as living:
+        opened.add(living.with_suffix(".held"))
+        (living / "weights").write_bytes(b"in use")
+        with scratch_folder() as second:
+            assert (living / "weights").read_bytes() == b"in use"
+            assert second != living
+        opened.clear()
+    assert not os.listdir(tmp_path)
+    (tmp_path / "onnxcomp-left.tmp/deep").mkdir(parents=True)
+    (tmp_path / "onnxcomp-left.held").write_bytes(b"")
+    with scratch_folder() as last:
+        assert sorted(os.listdir(tmp_path)) == [last.with_suffix(".held").name, last.name]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from onnxcomp.container import planes
 from onnxcomp.container.magnitudes import MASK
 from onnxcomp.container.plans import Mode, Plan, plan, plan_values
-from onnxcomp.container.related import Relation, relation
+from onnxcomp.container.related import Earlier, Relation
 from onnxcomp.container.segments import Segment
 from onnxcomp.container.wire import deflated
 
@@ -81,12 +81,10 @@ class Described:
 def describe(data: bytes, segments: list[Segment]) -> list[Described]:
     """The arrays of a block, each as what makes it smallest."""
     found: list[Described] = []
-    earlier: dict[int, list[tuple[int, bytes, int]]] = {}
-    for index, segment in enumerate(segments):
+    earlier = Earlier()
+    for segment in segments:
         part = data[segment.offset : segment.offset + segment.nbytes]
-        alike = earlier.setdefault(len(part), [])
-        related = relation(part, segment.element, alike)
-        alike.append((index, part, segment.element))
+        related = earlier.relation(part, segment.element)
         if related is not None:
             form = Form.MULTIPLE if related[1] else Form.SAME
             found.append(Described(form, segment.element, relation=related))

@@ -13,11 +13,10 @@ __all__ = ["cluster"]
 
 Array = np.ndarray[Any, Any]
 
-_MOST_TABLES = 200
 _TABLE_BITS, _SYMBOL_BITS = 64.0, 2.5  # what a table takes: for itself, and for each symbol in it
 
 
-def cluster(counts: Array, seeds: Array) -> tuple[Array, Array]:
+def cluster(counts: Array, seeds: Array, most: int) -> tuple[Array, Array]:
     """Tables for distributions, by what they and the symbols coded with them take together.
 
     Those with the same seed begin as one; then the pair whose union saves most is merged while any saves something;
@@ -26,12 +25,13 @@ def cluster(counts: Array, seeds: Array) -> tuple[Array, Array]:
     Args:
         counts: of symbols, one row for each distribution, none of them empty.
         seeds: a number for each.
+        most: tables.
 
     Returns:
         the levels of each table (``tables.levels_of``), and the table of each distribution.
     """
     _, assigned = np.unique(seeds, return_inverse=True)
-    merged = _merged(_summed(counts, assigned))
+    merged = _merged(_summed(counts, assigned), most)
     for _ in range(2):
         assigned = _nearest(counts, merged)
         _, assigned = np.unique(assigned, return_inverse=True)
@@ -45,7 +45,7 @@ def _summed(counts: Array, assigned: Array) -> Array:
     return result
 
 
-def _merged(clusters: Array) -> Array:
+def _merged(clusters: Array, most: int) -> Array:
     clusters = clusters.copy()
     costs = _bits(clusters)
     alive = np.ones(len(clusters), bool)
@@ -54,7 +54,7 @@ def _merged(clusters: Array) -> Array:
         unions[index, index + 1 :] = _union(clusters, costs, index, slice(index + 1, None))
     while alive.sum() > 1:
         first, second = divmod(int(unions.argmin()), len(clusters))
-        if unions[first, second] >= 0 and alive.sum() <= _MOST_TABLES:
+        if unions[first, second] >= 0 and alive.sum() <= most:
             break
         clusters[first] += clusters[second]
         costs[first] = _bits(clusters[first : first + 1])[0]

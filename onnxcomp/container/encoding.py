@@ -12,10 +12,10 @@ from onnxcomp.container.arrays import Described, describe
 from onnxcomp.container.clusters import cluster
 from onnxcomp.container.plans import Mode, Plan, stages_of
 from onnxcomp.container.segments import Segment
-from onnxcomp.container.tables import from_levels
+from onnxcomp.container.tables import entropies, from_levels, most_tables
 from onnxcomp.container.wire import Writer, deflated
 
-__all__ = ["CODED", "MOST_HEAD", "STORED", "encode"]
+__all__ = ["CODED", "HEAD_GROWTH", "MOST_HEAD", "STORED", "encode"]
 
 STORED, CODED = 0, 1
 """Kinds of blocks."""
@@ -23,6 +23,10 @@ STORED, CODED = 0, 1
 MOST_HEAD = 2**23
 """Bytes of a block's head: what describes its arrays must not take more time than they do."""
 
+HEAD_GROWTH = 2**12
+"""How many times larger a head may be than it is through LZMA."""
+
+_SMALL = 2**16  # bytes of a block of which LZMA of the whole is tried, too: a table may cost more than it saves
 _SEEDS = 6  # for each bit of entropy
 
 Array = np.ndarray[Any, Any]
@@ -36,10 +40,10 @@ def encode(data: bytes, segments: list[Segment]) -> bytes:
         segments: the arrays in them, in order.
     """
     coded = _coded(data, segments)
-    if coded is None:
-        coded = _coded(data, [])
+    if coded is None or (segments and len(data) <= _SMALL):
+        coded = min(filter(None, (coded, _coded(data, []))), key=len)
     body = Writer()
-    if coded is None or len(coded) >= len(data):
+    if len(coded) >= len(data):
         body.number(STORED)
         body.number(len(data))
         body.plain(data)
@@ -54,11 +58,12 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     """Head, masks, the entropy coder's states and words, and what is stored as it is; None if the head is too large."""
     arrays = describe(data, segments)
     plans = [planned for array in arrays for planned in array.plans]
-    levels = _choose_tables(arrays)
+    levels = _choose_tables(arrays, most_tables(len(data)))
     skeleton = b"".join(_between(data, segments))
     packed = deflated(skeleton)
     head = _head(segments, arrays, levels, len(skeleton), len(packed))
-    if len(head) > MOST_HEAD:
+    packed_head = deflated(head)
+    if len(head) > min(MOST_HEAD, HEAD_GROWTH * (len(packed_head) + 1)):
         return None
     stages = stages_of(plans)
     nbytes = sum(planned.size for planned in plans if planned.mode >= Mode.ONE)
@@ -68,7 +73,7 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     states, words = rans.encode(stages, from_levels(levels), lanes, carried.ljust(2 * lanes, b"\0"))
     body = Writer()
     body.number(len(head))
-    body.data(deflated(head))
+    body.data(packed_head)
     body.plain(b"".join(array.mask.packed for array in arrays if array.mask))
     body.number(lanes)
     body.data(states)
@@ -77,14 +82,14 @@ def _coded(data: bytes, segments: list[Segment]) -> bytes | None:
     return body.done()
 
 
-def _choose_tables(arrays: list[Described]) -> Array:
+def _choose_tables(arrays: list[Described], most: int) -> Array:
     """Tables of the whole block; each plan is told its own."""
     coded = [(planned, seed) for array in arrays for planned, seed in array.seeded() if planned.mode >= Mode.ONE]
     if not coded:
         return np.zeros((0, 256), np.uint8)
-    counts = [planned.counts[planned.used] for planned, _ in coded]
-    seeds = np.concatenate([_seeds(found, kind) for found, (_, kind) in zip(counts, coded, strict=True)])
-    levels, assigned = cluster(np.concatenate(counts), seeds)
+    counts = np.concatenate([planned.counts[planned.used] for planned, _ in coded])
+    kinds = np.concatenate([np.full(len(planned.used), kind) for planned, kind in coded])
+    levels, assigned = cluster(counts, _seeds(counts, kinds), most)
     at = 0
     for planned, _ in coded:
         used = planned.used
@@ -94,11 +99,10 @@ def _choose_tables(arrays: list[Described]) -> Array:
     return levels
 
 
-def _seeds(counts: Array, kind: int) -> Array:
+def _seeds(counts: Array, kinds: Array) -> Array:
     """A number for each class, the same where distributions of several arrays are probably alike."""
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    spread = -(shares * np.log2(np.where(counts > 0, shares, 1.0))).sum(axis=1)
-    return np.asarray(kind << 8 | np.rint(_SEEDS * spread).astype(np.int64))
+    spread = 8 * entropies(counts) / counts.sum(axis=1)
+    return np.asarray(kinds << 8 | np.rint(_SEEDS * spread).astype(np.int64))
 
 
 def _between(data: bytes, segments: list[Segment]) -> Iterator[bytes]:

@@ -17,7 +17,18 @@ from onnxcomp.container.segments import BLOCK
 from onnxcomp.container.wire import Reader, Writer
 from onnxcomp.errors import InputError
 
-__all__ = ["GROWTH", "SUFFIX", "Header", "StoredFile", "block", "is_packed", "read_block", "read_header", "read_number"]
+__all__ = [
+    "GROWTH",
+    "SUFFIX",
+    "Header",
+    "StoredFile",
+    "block",
+    "has_suffix",
+    "is_packed",
+    "read_block",
+    "read_header",
+    "read_number",
+]
 
 MAGIC = b"\x89ONXZ\r\n\x1a"  # as PNG's: no text, and damaged by whatever changes the ends of lines
 VERSION = 1
@@ -29,6 +40,7 @@ GROWTH = 2**12
 
 _MOST_HEADER = 2**24
 _MOST_FILES = 2**16
+_LONGEST_NAME = 255  # bytes between slashes, as file systems have it
 _CHECKSUM = 4
 
 
@@ -83,10 +95,17 @@ class Header:
 def is_packed(path: str | os.PathLike[str]) -> bool:
     """Whether the file is a container, by its first bytes; false where there is none that can be read."""
     try:
+        if not os.path.isfile(path):  # a pipe would keep us waiting, and lose what is read
+            return False
         with open(path, "rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
+
+
+def has_suffix(path: Path) -> bool:
+    """Whether a file of this name is to be a packed model."""
+    return path.suffix.lower() == SUFFIX
 
 
 def block(body: bytes) -> bytes:
@@ -114,6 +133,8 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     if stream.read(len(MAGIC)) != MAGIC:
         raise CodeError("it does not begin as a packed model does")
     if (version := read_number(stream, 2**32)) != VERSION:
+        if not version:
+            raise CodeError("it is of no version of the format")
         raise InputError(f"was packed in version {version} of the format, and {VERSION} is known; update onnxcomp")
     reader = Reader(_read_framed(stream, min(_MOST_HEADER, size)))
     recipe = _recipe(reader.data())
@@ -123,8 +144,9 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     )
     reader.end()
     header = Header(files, recipe)
-    if not files or len({file.name for file in files}) < len(files):
-        raise CodeError("its files are not each named once")
+    if not files:
+        raise CodeError("it holds no file")
+    _check_apart([PurePosixPath(file.name) for file in files[1:]])
     if header.size > GROWTH * size:
         raise CodeError(f"it cannot hold the {header.size} bytes that it says")
     return header
@@ -151,7 +173,16 @@ def _name(data: bytes, index: int) -> str:
         raise CodeError("a file's name is none in the model's folder")
     if name and (os.path.isabs(name) or Path(name).drive or name == "." or name != PurePosixPath(name).as_posix()):
         raise CodeError("a file's name is none in the model's folder")
+    if any(len(part.encode()) > _LONGEST_NAME for part in parts):
+        raise CodeError(f"a file's name has more than {_LONGEST_NAME} bytes")
     return name
+
+
+def _check_apart(names: list[PurePosixPath]) -> None:
+    """That all can be there at once: each is named once, and none is the folder of another."""
+    known = set(names)
+    if len(known) < len(names) or any(parent in known for name in names for parent in name.parents):
+        raise CodeError("two of its files have the same name, or one that the other has as a folder's")
 
 
 def read_block(stream: IO[bytes]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,15 +13,18 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnxcomp.container import encoding
-from onnxcomp.container.format import GROWTH, Header, StoredFile, block, is_packed
+from onnxcomp.container.aside import aside
+from onnxcomp.container.format import GROWTH, Header, StoredFile, block, is_packed, read_header
+from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import blocks_of
 from onnxcomp.container.spans import PlainFile, plain_files
 from onnxcomp.errors import InputError
-from onnxcomp.files import open_atomic, scratch_folder
+from onnxcomp.files import open_atomic, same_file
 
 __all__ = ["pack", "pack_model"]
 
 _PIECE = 2**22
+_LONGEST_STEM = 200  # bytes
 
 
 def pack(
@@ -53,10 +57,13 @@ def pack(
     if is_packed(source):
         raise InputError(f"{source}: is packed already; name a plain .onnx model, or restore it first")
     files = plain_files(source)
+    if any(same_file(file.source.path, destination) for file in files):
+        raise InputError(f"{destination}: is the model that is to be packed, or its weights; name another file")
     stored = [StoredFile(file.name, file.source.size, _digest(file)) for file in files]
     header = Header(tuple(stored), dict(recipe or {}))
+    encoded = _encoded(header, source)
     with open_atomic(destination) as stream, threadpool_limits(1, "blas"):  # sums of any number of threads differ
-        size = stream.write(header.encoded())
+        size = stream.write(encoded)
         for file in files:
             for body in _coded(file):
                 size += stream.write(block(body))
@@ -77,10 +84,22 @@ def pack_model(model: Saveable, destination: Path, recipe: Mapping[str, Any] | N
     Raises:
         InputError: there is no room for the plain file among the temporary ones, or the container cannot be written.
     """
-    with scratch_folder() as folder:
-        plain = folder / f"{destination.stem or 'model'}.onnx"
+    with aside(destination) as folder:
+        stem = destination.stem  # the file of the weights is named after it
+        plain = folder / f"{stem if 0 < len(os.fsencode(stem)) <= _LONGEST_STEM else 'model'}.onnx"
         model.save(plain)
         return pack(plain, destination, recipe)
+
+
+def _encoded(header: Header, source: Path) -> bytes:
+    """The header, found to be one that can be read: no model is packed that cannot be restored."""
+    encoded = header.encoded()
+    try:
+        if read_header(BytesIO(encoded), header.size + len(encoded)).files != header.files:
+            raise CodeError("the names of its files come back as others")
+    except CodeError as error:
+        raise InputError(f"{source}: cannot be packed, {error}; save it with its weights in one file") from None
+    return encoded
 
 
 def _digest(file: PlainFile) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ __all__ = ["Mode", "Plan", "plan", "plan_values", "raw", "stages_of"]
 Array = np.ndarray[Any, Any]
 
 _WORTH_SCALES = 512  # codes; the levels of fewer cost more than they save
-_WORTH_TAPS = 256  # kernels
 _TABLE = 40.0  # bytes that a table takes, about; what it costs in the end is settled when all are known
 _SYMBOL = 0.25  # of these, for each symbol in it; and so much do few symbols seem to save that are noise
 _PIECE, _PIECES = 4096, 4  # of a sample
@@ -61,12 +61,12 @@ class Plan:
     stage: int = 0
     tables: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    @property
+    @cached_property
     def used(self) -> Array:
         """The classes that occur."""
         return np.flatnonzero(self.counts.any(axis=1))
 
-    @property
+    @cached_property
     def size(self) -> float:
         """Bytes, with a guess at what levels and tables take."""
         if self.mode < Mode.ONE:
@@ -136,7 +136,7 @@ def _repeats(symbols: Array, one: float) -> bytes:
         return b""
     step = max(_PIECE, len(symbols) // _PIECES)
     sample = np.concatenate([symbols[at : at + _PIECE] for at in range(0, len(symbols), step)])
-    alone = entropy(histogram(sample)[None])
+    alone = one if len(sample) == len(symbols) else entropy(histogram(sample)[None])
     if len(zlib.compress(sample.tobytes(), 1)) >= 0.9 * alone + min(_TABLE, len(sample) / 8):
         return b""
     packed = deflated(symbols.tobytes())
@@ -148,7 +148,7 @@ def _scaled(codes: Array, element: int) -> Plan:
     steps = _steps(codes.size / (rows + columns))
     levels = scales.fit(magnitudes(codes, element), steps)
     coefficients: list[Array] = []
-    if element in (TensorProto.INT8, TensorProto.UINT8) and count > 1 and rows * columns >= _WORTH_TAPS:
+    if element in (TensorProto.INT8, TensorProto.UINT8) and count > 1 and rows * columns >= taps.LEAST_KERNELS:
         coefficients, bits = taps.fit(codes.view(np.int8), scales.kernel_scales(levels, steps))
         if bits / 8 < sum(map(len, coefficients)) + _TABLE:
             coefficients = []

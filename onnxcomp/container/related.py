@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
-__all__ = ["Relation", "multiplied", "relation"]
+__all__ = ["Earlier", "Relation", "multiplied"]
 
 Array = np.ndarray[Any, Any]
 
@@ -20,21 +20,36 @@ _MOST_TRIED = 32
 _CLOSE = 4  # neighbours of a factor that are tried: it was rounded itself
 
 
-def relation(data: bytes, element: int, earlier: Sequence[tuple[int, bytes, int]]) -> Relation | None:
-    """An earlier array that this one can be computed from, to the bit.
+class Earlier:
+    """The arrays of a block so far."""
 
-    Args:
-        data: the array.
-        element: type of ONNX.
-        earlier: arrays of the same length before it: their index, bytes and type.
-    """
-    for index, other, kind in reversed(earlier[-_MOST_TRIED:]):
-        if other == data:
-            return index, b""
-        is_float = element == kind == TensorProto.FLOAT and len(data) >= 4 * _LEAST_FLOATS
-        if is_float and (factor := _factor(data, other)):
-            return index, factor
-    return None
+    def __init__(self) -> None:
+        self._count = 0
+        self._same: dict[bytes, int] = {}
+        self._floats: dict[int, list[tuple[int, bytes, float, float]]] = {}  # by length; with their first and last
+
+    def relation(self, data: bytes, element: int) -> Relation | None:
+        """One that the next array can be computed from, to the bit.
+
+        Args:
+            data: the array. It counts as an earlier one from now on.
+            element: type of ONNX.
+        """
+        index, self._count = self._count, self._count + 1
+        if (same := self._same.setdefault(data, index)) != index:
+            return same, b""
+        if element != TensorProto.FLOAT or len(data) < 4 * _LEAST_FLOATS:
+            return None
+        (first,), (last,) = struct.unpack_from("<f", data), struct.unpack_from("<f", data, len(data) - 4)
+        alike = self._floats.setdefault(len(data), [])
+        candidates = alike[-_MOST_TRIED:]
+        alike.append((index, data, first, last))
+        for earlier, other, start, end in reversed(candidates):
+            product = abs(first * end)
+            is_likely = product > 0 and abs(first * end - last * start) <= 1e-6 * product
+            if is_likely and (factor := _factor(data, other)):
+                return earlier, factor
+        return None
 
 
 def multiplied(data: bytes, factor: bytes) -> bytes:
@@ -45,14 +60,22 @@ def multiplied(data: bytes, factor: bytes) -> bytes:
 
 
 def _factor(data: bytes, other: bytes) -> bytes:
+    if not _is_safe(data) or not _is_safe(other):
+        return b""
     wanted, given = np.frombuffer(data, "<f4"), np.frombuffer(other, "<f4")
-    with np.errstate(all="ignore"):
-        first, last = float(wanted[0]) / given[0], float(wanted[-1]) / given[-1]
-        if not abs(first - last) <= 1e-6 * abs(first):
-            return b""
-        start = np.array([np.median(wanted.astype(np.float64) / given)]).astype("<f4").view("<i4")[0]
+    kept = given != 0
+    if (wanted[~kept] != 0).any() or (wanted[kept] == 0).any():
+        return b""
+    start = np.array([np.median(wanted[kept].astype(np.float64) / given[kept])]).astype("<f4").view("<i4")[0]
     for step in sorted(range(-_CLOSE, _CLOSE + 1), key=abs):
-        factor = np.array([start + step], "<i4").tobytes()
-        if multiplied(other[:32], factor) == data[:32] and multiplied(other, factor) == data:
+        factor = (int(start) + step & 0xFFFFFFFF).to_bytes(4, "little")
+        if _is_safe(factor) and multiplied(other[:32], factor) == data[:32] and multiplied(other, factor) == data:
             return factor
     return b""
+
+
+def _is_safe(data: bytes) -> bool:
+    """Whether all processors agree on products of these: they may take denormal numbers for 0, and NaNs differ."""
+    bits = np.frombuffer(data, "<u4")
+    exponents = (bits >> 23) & 0xFF
+    return bool((((exponents > 0) & (exponents < 0xFF)) | (bits << np.uint32(1) == 0)).all())

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from onnxcomp.container import decoding
 from onnxcomp.container.format import GROWTH, Header, StoredFile, read_block, read_header
+from onnxcomp.container.placing import Placed
 from onnxcomp.container.rans import CodeError
 from onnxcomp.container.segments import BLOCK
 from onnxcomp.errors import InputError
-from onnxcomp.files import open_atomic
-from onnxcomp.storage.payload import process_folder
+from onnxcomp.files import open_atomic, same_file
 
-__all__ = ["destinations", "header_of", "restore", "restored_aside"]
+__all__ = ["header_of", "restore"]
 
 _AGAIN = "copy it again, or pack the model again"
 _PIECE = 2**20
@@ -46,35 +45,17 @@ def restore(source: str | os.PathLike[str], destination: str | os.PathLike[str])
             or a file cannot be written.
     """
     source, destination = Path(source), Path(destination)
-    with _opened(source) as (stream, header), ExitStack() as written:
-        places = destinations(header, destination)
-        if any(os.path.realpath(place) == os.path.realpath(destination) for place in places[1:]):
-            raise InputError(f"{destination}: is the name of the model's external data; name another file")
-        for place, file in zip(places[1:], header.files[1:], strict=True):
-            _check_free(place, file, source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed in reverse: the model's own file last, when all that it refers to is there.
-        targets = [written.enter_context(open_atomic(place)) for place in places]
-        for target, file in zip(targets, header.files, strict=True):
-            _restore_file(stream, file, target)
+    if same_file(source, destination):
+        raise InputError(f"{destination}: is the packed model itself; name another file to restore it to")
+    # The model's own file gets its name last, when all that it refers to is there.
+    with _opened(source) as (stream, header), Placed(source, destination) as placed, open_atomic(destination) as target:
+        placed.check(header.files[1:])
+        _restore_file(stream, header.files[0], target)
+        for file in header.files[1:]:
+            with placed.opened(file) as beside:
+                _restore_file(stream, file, beside)
         _check_end(stream, header)
     return header.size
-
-
-def restored_aside(source: Path) -> Path:
-    """A packed model restored into temporary files, which go with the process; returns the model's own.
-
-    Raises:
-        InputError: the container is damaged, truncated or none; or there is no room for its files.
-    """
-    try:
-        folder = Path(tempfile.mkdtemp(dir=process_folder()))
-    except OSError as error:
-        place = tempfile.tempdir or "the folder of temporary files"
-        raise InputError(f"{place}: {source} cannot be restored there ({error.strerror}); set TMPDIR") from None
-    plain = folder / f"{source.stem or 'model'}.onnx"
-    restore(source, plain)
-    return plain
 
 
 def header_of(source: str | os.PathLike[str]) -> Header:
@@ -87,15 +68,12 @@ def header_of(source: str | os.PathLike[str]) -> Header:
         return header
 
 
-def destinations(header: Header, destination: Path) -> list[Path]:
-    """Where the files of a container go, the model's own first."""
-    return [destination, *(destination.parent / file.name for file in header.files[1:])]
-
-
 @contextmanager
 def _opened(source: Path) -> Iterator[tuple[IO[bytes], Header]]:
     """A container behind its header; what is found wrong with it in the block is said in one sentence."""
     try:
+        if source.exists() and not source.is_file():  # a pipe would keep us waiting
+            raise InputError(f"{source}: is no plain file; give the path of a packed model")
         stream = source.open("rb")
     except FileNotFoundError:
         raise InputError(f"{source}: no such file; give the path of a packed model") from None
@@ -136,26 +114,10 @@ def _next_block(stream: IO[bytes], most: int) -> bytes:
 
 def _check_end(stream: IO[bytes], header: Header) -> None:
     """Nothing follows but the zeros that keep the container from being too small."""
-    left = -(-header.size // GROWTH)
+    missing = max(0, -(-header.size // GROWTH) - stream.tell())
     while piece := stream.read(_PIECE):
-        left -= len(piece)
-        if left < 0 or any(piece):
+        missing -= len(piece)
+        if missing < 0 or any(piece):
             raise CodeError("it holds more than it should")
-
-
-def _check_free(place: Path, file: StoredFile, source: Path) -> None:
-    """External data go where the model says; what is there already must be the same."""
-    folder = os.path.realpath(place.parent)
-    if not place.exists():
-        return
-    digest = hashlib.sha256()
-    try:
-        with place.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-    except OSError:
-        digest.update(b"unreadable")
-    if digest.digest() != file.digest:
-        raise InputError(
-            f"{source}: its external data would replace {folder}/{place.name}; restore it into another folder"
-        )
+    if missing:
+        raise CodeError("it is truncated")

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from onnxcomp.container.planes import WIDTHS
 from onnxcomp.container.spans import Span
 
-__all__ = ["BLOCK", "MOST_TAPS", "Segment", "blocks_of", "shape_of"]
+__all__ = ["BLOCK", "MOST_ARRAYS", "MOST_TAPS", "Segment", "blocks_of", "shape_of"]
 
 BLOCK = 2**24
 """Most bytes of a file that are coded together: both sides hold a block in memory, and no more."""
+
+MOST_ARRAYS = 2**12
+"""In a block: describing them must not take more time than decoding them."""
 
 MOST_TAPS = 64
 """Positions in a kernel, above which they count as channels."""
@@ -50,7 +53,7 @@ def blocks_of(size: int, spans: list[Span]) -> Iterator[tuple[int, int, list[Seg
     segments: list[Segment] = []
     for span in spans:
         for part in _parts(span):
-            while part.offset + part.nbytes - start > BLOCK:
+            while part.offset + part.nbytes - start > BLOCK or len(segments) >= MOST_ARRAYS:
                 end = min(part.offset, start + BLOCK)
                 yield start, end - start, segments
                 start, segments = end, []

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcomp.container.rans import TOTAL, CodeError
 
-__all__ = ["entropy", "frequencies", "from_levels", "histogram", "levels_of"]
+__all__ = ["entropies", "entropy", "frequencies", "from_levels", "histogram", "levels_of", "most_tables"]
 
 Array = np.ndarray[Any, Any]
 
@@ -21,6 +21,11 @@ _WEIGHTS = np.array(
     [0] + [_ROOTS[(level - 1) % 8] << ((level - 1) // 8) for level in range(1, _MOST_LEVEL + 1)], object
 )
 _WEIGHTS = np.minimum(_WEIGHTS, 2**48).astype(np.int64)
+
+
+def most_tables(size: int) -> int:
+    """How many tables the code of so many bytes may have: making them must not take more time than the bytes do."""
+    return min(256, 1 + size // 64)
 
 
 def levels_of(counts: Array) -> Array:
@@ -72,6 +77,13 @@ _WORTH_PAIRS = 2**18
 
 def entropy(counts: Array) -> float:
     """Bytes that symbols take at least when each row of counts has a table of its own."""
+    return float(entropies(counts).sum())
+
+
+def entropies(counts: Array) -> Array:
+    """The same of each row."""
+    row, _ = np.nonzero(counts)
+    found = counts[counts > 0].astype(np.float64)
     totals = counts.sum(axis=1)
-    bits = (totals * np.log2(np.maximum(totals, 1))).sum() - (counts * np.log2(np.maximum(counts, 1))).sum()
-    return float(bits) / 8
+    bits = totals * np.log2(np.maximum(totals, 1)) - np.bincount(row, found * np.log2(found), minlength=len(counts))
+    return np.asarray(bits) / 8

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MOST_BEFORE", "fit", "predicted"]
+__all__ = ["LEAST_KERNELS", "MOST_BEFORE", "fit", "predicted"]
 
 Array = np.ndarray[Any, Any]
+
+LEAST_KERNELS = 256
+"""Kernels that a weight must have to be predicted: those of fewer cost more time than they save bytes."""
 
 MOST_BEFORE = 8
 """Taps that a tap is predicted from, at most: the nearest."""

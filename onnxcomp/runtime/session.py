@@ -13,10 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from onnxcomp.container.aside import aside, restore_into
 from onnxcomp.container.format import is_packed
-from onnxcomp.container.restoring import restore
 from onnxcomp.errors import SessionError
-from onnxcomp.files import scratch_folder
 from onnxcomp.model import Model, one_line
 from onnxcomp.runtime.values import run_session
 from onnxcomp.storage.messages import drop_unneeded_nodes
@@ -123,15 +122,13 @@ def load_session(
         SessionError: the file is missing, or ONNX Runtime refuses the model; the message holds its reason.
     """
     path = Path(path)
-    with scratch_folder() if is_packed(path) else nullcontext(path.parent) as folder:
-        plain = path
-        if is_packed(path):
-            plain = folder / f"{path.stem or 'model'}.onnx"
-            restore(path, plain)
+    with aside(path) if is_packed(path) else nullcontext() as folder:
+        plain = path if folder is None else restore_into(path, folder)
         try:
             return ort.InferenceSession(os.fspath(plain), options, providers=list(providers))
         except Exception as error:  # as above
-            raise SessionError(f"{path}: ONNX Runtime cannot load it: {reason(error)}") from None
+            said = reason(error).replace(os.fspath(plain), os.fspath(path))
+            raise SessionError(f"{path}: ONNX Runtime cannot load it: {said}") from None
 
 
 def run(session: ort.InferenceSession, feeds: Feeds, names: Iterable[str] | None = None) -> dict[str, Any]:

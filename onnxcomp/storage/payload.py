@@ -94,6 +94,7 @@ class SourceFile:
     Attributes:
         path: absolute; links are resolved.
         size: bytes when it was opened.
+        keeps: an object on whose life the file depends.
     """
 
     def __init__(self, path: Path, keep: bool = True) -> None:
@@ -101,6 +102,7 @@ class SourceFile:
         stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed with the last payload in it
         self._found = os.fstat(stream.fileno())
         self.size = self._found.st_size
+        self.keeps: object = None
         self._stream: FileIO | None = None
         if keep and _CAN_SHARE and len(_KEPT) < _MOST_KEPT:
             self._stream = stream

@@ -82,7 +82,7 @@ def external_file(path: Path, location: str, tensor: str) -> Path:
         InputError: the location leaves the folder, or there is no plain file.
     """
     problem = f"{path}: external data of {quoted(tensor)} cannot be used: {quoted(location)}"
-    if not location or "\0" in location:
+    if not isinstance(location, str) or not location or "\0" in location:  # protobuf gives bytes that are no text
         raise InputError(f"{problem} is no name of a file; {_AGAIN}")
     folder = os.path.realpath(path.parent)
     inside = os.path.normpath(os.path.join(folder, location))
