@@ -13,9 +13,15 @@ SHARED = named(
     [
         onnxcomp_entry("onnxcomp-share", "share"),
         onnxcomp_entry("onnxcomp-share-4", "share(clusters=4)", _RESIDUAL),
-        onnxcomp_entry(
-            "onnxcomp-sparse-shared", 'prune(granularity="element", sparsity=0.8),share', ("fashion", "ppocr_rec")
+        *(
+            onnxcomp_entry(
+                f"onnxcomp-sparse-shared-{round(100 * share)}",
+                f'prune(granularity="element", sparsity={share}),share',
+                models,
+            )
+            for share, models in ((0.8, _RESIDUAL), (0.6, _RECOGNISER))
         ),
+        onnxcomp_entry("onnxcomp-share-loss", "share(loss=0.01)", ("mobilenetv2",)),
         *(peer_entry(name, peer) for name, peer in CODEBOOKS.items()),
     ]
 )
