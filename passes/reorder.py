@@ -17,6 +17,7 @@ from onnxcomp.graph.groups import Group, dependency_groups, select
 from onnxcomp.graph.idle import idle_units, order_without
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.panels import panels_of, read_in_panels
+from onnxcomp.graph.tied import merge_tied
 from onnxcomp.graph.tiling import nonzero, operands_of, salience, untileable
 from onnxcomp.heatmap import HeatMap, drawn
 from onnxcomp.linalg.matching import match_coupled
@@ -54,7 +55,8 @@ class Reorder(Pass):
 
     In turn:
 
-    1. Channels that are zero already, or that only zeros read, are removed, down to a multiple of the
+    1. Channels that are zero already, that only zeros read, or that always equal another one (tied, as training
+       with GrOWL leaves them: the weights that read them are added up) are removed, down to a multiple of the
        channels that the target's kernels take at once. Channels whose count an operator depends on stay.
     2. A convolution whose weight falls apart into equal independent blocks becomes a grouped one, where both
        sides of a block are such multiples.
@@ -345,13 +347,15 @@ def _touches(group: Group, layer: WeightedLayer) -> bool:
 def _remove_idle(
     model: Model, groups: Sequence[Group], feeds: Mapping[str, Array], multiple: int, notes: _Notes
 ) -> None:
-    """Remove channels that do nothing, as far as the counts stay multiples."""
-    for group, idle in zip(groups, idle_units(model, groups, feeds), strict=True):
+    """Remove channels that do nothing, or nothing else than others do, as far as the counts stay multiples."""
+    ties = merge_tied(model, groups, feeds, multiple)
+    for group, idle, tied in zip(groups, idle_units(model, groups, feeds), ties, strict=True):
         order = order_without(idle, multiple)
         if (removed := group.size - len(order)) > 0:
             select(group, order)
+            kind = "idle or tied" if tied else "idle"
             for key in dict.fromkeys(id(slot.node) for slot in group.slots):
-                notes.done.setdefault(key, []).append(f"lost {removed} idle channels of {group.name}")
+                notes.done.setdefault(key, []).append(f"lost {removed} {kind} channels of {group.name}")
 
 
 def _split_diagonal(model: Model, groups: Sequence[Group], multiple: int, notes: _Notes) -> bool:
