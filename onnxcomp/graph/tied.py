@@ -27,8 +27,8 @@ def merge_tied(model: Model, groups: Sequence[Group], feeds: Mapping[str, Array]
 
     Units are tied where all that produces them is the same: rows of weights, biases, scales. Training with GrOWL makes
     such channels (Zhang et al. 2018, "Learning to share: simultaneous parameter tying and sparsification in deep
-    learning"), and so does copying them to widen a network. The weights that read a unit are added to those of the first
-    of its kind, and become zero: then it is idle, see ``idle_units``.
+    learning"), and so does copying them to widen a network. The weights that read a unit are added to those of the
+    first of its kind, and become zero: then it is idle, see ``idle_units``.
 
     Args:
         model: edited in place; only constants change.
