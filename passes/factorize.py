@@ -23,6 +23,7 @@ from onnxcomp.runtime.factor_times import FactorTimes
 from onnxcomp.runtime.factorizing import factorize, factorize_by_weights
 from onnxcomp.runtime.feeds import synthetic
 from onnxcomp.runtime.fits import can_be_observed
+from onnxcomp.runtime.padding import without_padding
 from onnxcomp.runtime.sensitivity import output_moments
 from onnxcomp.runtime.session import Feeds
 from onnxcomp.runtime.shapes import observed
@@ -110,7 +111,7 @@ class Factorize(Pass):
         Raises:
             InputError: the model does not run on the calibration data.
         """
-        data = ctx.data if self.metric == "activations" else None
+        data = None if ctx.data is None or self.metric == "weights" else without_padding(model, ctx.data)
         feeds = ctx.data.sample() if ctx.data is not None else synthetic(model, ctx.seed)
         shapes = observed(model, feeds)
         every = weighted_layers(model)
@@ -160,7 +161,8 @@ class Factorize(Pass):
             return layer_units(layers, shapes, align)
         samples = affordable(model, shapes, data, _MACS)
         probe = affordable(model, shapes, data, _PROBE_MACS, 64)
-        gradient = affordable(model, shapes, data, _GRADIENT_MACS, 256)
+        # Gradients are of one shape: with padding, at which they are zero.
+        gradient = affordable(model, shapes, ctx.require_data(), _GRADIENT_MACS, 256)
         moments = {} if self.energy else output_moments(model, layers, gradient, ctx.rng(), ctx.progress)
         groups = joined(layers)
         return measured_units(model, layers, groups, shapes, align, samples, probe, moments, ctx.progress)

@@ -25,6 +25,7 @@ from onnxcomp.linalg.tiles import fitted_block, tile_sums
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.feeds import synthetic
+from onnxcomp.runtime.padding import without_padding
 from onnxcomp.runtime.panel_times import PanelTimes
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.target import Target
@@ -165,9 +166,8 @@ class Reorder(Pass):
         layers = {layer.name: layer for layer in weighted_layers(model)}
         before, state = model.copy(), model.checkpoint()
         times = PanelTimes(observed(model, feeds), ctx.timings, ctx.target.threads or 1)
-        work = TilePruning(
-            model, groups, ctx.require_data(), times, ctx.target.channel_multiple, self.panels, ctx.progress
-        )
+        data = without_padding(model, ctx.require_data())
+        work = TilePruning(model, groups, data, times, ctx.target.channel_multiple, self.panels, ctx.progress)
         work.run(list(layers.values()), None if self.density == "auto" else self.density, self.error)
         notes.whole = {id(layers[name].node): reason for name, reason in work.reasons.items()}
         if not work.plans:

@@ -20,6 +20,7 @@ from onnxcomp.graph.rows import RowLayout
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.fits import can_be_observed
+from onnxcomp.runtime.padding import without_padding
 from onnxcomp.runtime.sharing import SharedLayer, Sharing, share_calibrated, share_weights
 from onnxcomp.runtime.target import Target
 
@@ -155,7 +156,7 @@ class Share(Pass):
         allowed = {layer.name: most * math.prod(layer.shape) / total for layer in layers}
         found: dict[str, SharedLayer] = {}
         if ctx.data is not None or self.loss is not None:
-            data = ctx.require_data()
+            data = without_padding(model, ctx.require_data())
             if calibrated := {layer: ways[layer] for layer in layers if can_be_observed(layer)}:
                 found = share_calibrated(model, calibrated, data, allowed, ctx.progress)
         elif layers:
