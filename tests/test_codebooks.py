@@ -137,7 +137,7 @@ def test_zeros_stay_and_weights_of_few_values_are_reproduced() -> None:
 
 
 def test_books_of_unequal_runs_of_rows() -> None:
-    books = Codebooks(np.array([[-1.0, 1.0], [0.0, 2.0]]), rows=2)
+    books = Codebooks(np.array([[[-1.0], [1.0]], [[0.0], [2.0]]]), rows=2)
     W = np.array([[[-3.0, 0.5], [0.1, -0.1], [0.9, 1.1]]])
     codes = books.codes(W)
     assert codes.tolist() == [[[0, 1], [1, 0], [0, 1]]]
