@@ -106,9 +106,7 @@ def nearest_vectors(vectors: Array, weights: Array, centres: Array) -> Array:
 def _means(v: Array, w: Array, cluster: Array, otherwise: Array) -> Array:
     """Of the vectors of each cluster, (k, d); where there are none, what is given."""
     count = len(otherwise)
-    total, heavy = (
-        np.stack([np.bincount(cluster, each, count) for each in matrix.T], axis=1) for matrix in (w * v, w)
-    )
+    total, heavy = (np.stack([np.bincount(cluster, each, count) for each in matrix.T], axis=1) for matrix in (w * v, w))
     return np.divide(total, heavy, out=otherwise.copy(), where=heavy > 0)
 
 
