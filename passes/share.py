@@ -40,8 +40,8 @@ _WITHOUT_DATA = "share has no calibration data: codebooks are of the least error
 class Share(Pass):
     """Cluster the weights of each layer into a codebook of few values or vectors, and store their numbers.
 
-    The file becomes smaller: with 16 values, 4 bits are left of a weight, and with 256 vectors of 4 weights (``dim``), 2. ONNX Runtime restores the weights when it
-    loads the model, so it takes the time and the memory that it took before.
+    The file becomes smaller: with 16 values, 4 bits are left of a weight, and with 256 vectors of 4 weights, 2. ONNX
+    Runtime restores the weights when it loads the model, so it takes the time and the memory that it took before.
 
     In turn:
 
@@ -53,12 +53,13 @@ class Share(Pass):
     3. Layers are treated one after the other on the inputs that the layers before them, done already, really give, and
        biases take up what changed in the means.
 
-    With ``dim`` a number stands for 2 or 4 neighbouring weights of an output (vector quantization, Gersho and Gray 1992), and
-    the steps above are those of GPTVQ (van Baalen et al. 2024, arXiv:2402.15319). Vectors are shorter where the inputs are
-    no multiple of that, or where their codebook would take more than it saves.
+    With ``dim`` a number stands for 2 or 4 neighbouring weights of an output (vector quantization, Gersho and Gray
+    1992, Gong et al. 2014, arXiv:1412.6115), and errors are made up for by vectors to come (GPTVQ, van Baalen et al.
+    2024, arXiv:2402.15319). A layer's vectors are shorter where its inputs are no multiple of that, or where the
+    codebook would take more than it saves.
 
-    Weights that an earlier pass made zero stay zero; a layer of many such zeros gets single values. Codes are stored as UINT2 (from operator set 25), UINT4 (from 21)
-    or UINT8; in older operator sets several share a byte.
+    Weights that an earlier pass made zero stay zero; a layer with many of them gets single values in any case. Codes
+    are stored as UINT2 (from operator set 25), UINT4 (from 21) or UINT8; in older operator sets several share a byte.
 
     A weight that several layers use is stored once. It, and what lies in bodies of control-flow nodes or in model-local
     functions, is clustered without regard to the outputs; so are embeddings and recurrent layers.
@@ -79,7 +80,7 @@ class Share(Pass):
     loss: Annotated[float | None, Field(ge=0)] = Field(
         None,
         description="part of the outputs' variance that sharing may cost (needs data); layers over their share of it "
-        "get 256 values; by default no limit",
+        "get 256 values, or shorter vectors; by default no limit",
     )
     keep: tuple[str, ...] = Field((), description="names of layers to leave as they are")
 
@@ -118,7 +119,8 @@ class Share(Pass):
         layers = weighted_layers(model)
         reasons = self._obstacles(model, layers).values()
         count = sum(not reason for reason in reasons)
-        what = f"the weights of {count} of {len(layers)} layers could share {Sharing(self.clusters, 0, self.dim).entries} each"
+        entries = Sharing(self.clusters, 0, self.dim).entries
+        what = f"the weights of {count} of {len(layers)} layers could share {entries} each"
         return what + because(filter(None, reasons))
 
     def _obstacles(self, model: Model, layers: Sequence[WeightedLayer]) -> dict[str, str]:
@@ -146,10 +148,9 @@ class Share(Pass):
         rows, inputs = RowLayout.of(layer).size
         if inputs < _LEAST_INPUTS:
             return f"an output has {inputs} weights, too few to share values with others"
-        widest = self._widths(layer, opset_of(model.graph, layer))
-        if rows * inputs < _LEAST_WEIGHTS or not any(
-            _pays(rows, inputs, _of_length(rows, inputs, self.clusters, dim)) for dim in widest
-        ):
+        widths = self._widths(layer, opset_of(model.graph, layer))
+        pays = (_pays(rows, inputs, _of_length(rows, inputs, self.clusters, dim)) for dim in widths)
+        if rows * inputs < _LEAST_WEIGHTS or not any(pays):
             return f"its {rows * inputs:,} weights are too few for codebooks to pay"
         if not self._ways(model, layer):
             return (

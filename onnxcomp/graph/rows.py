@@ -44,7 +44,7 @@ class RowLayout:
 
     @property
     def order(self) -> list[int]:
-        """The axes of the array, those of channels first: with the array so transposed, rows are only a reshape away."""
+        """The axes of the array, those of channels first: the order in which rows have them."""
         return [*self.kept, *(axis for axis in range(len(self.shape)) if axis not in self.kept)]
 
     def rows(self, array: Array) -> Array:

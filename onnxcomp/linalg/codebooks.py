@@ -1,8 +1,8 @@
 """Weights that take few distinct values: codebooks, found for the weights or for what they do to outputs.
 
-A matrix W, (G, outputs, n), is cut into runs of rows (outputs, of all groups in turn), each with a codebook of k values, or
-of k vectors for d neighbouring weights of a row. Weights that an earlier pass made zero stay zero where values are single:
-one of each codebook is zero then, and stays it.
+A matrix W, (G, outputs, n), is cut into runs of rows (outputs, of all groups in turn), each with a codebook of k
+values, or of k vectors for d neighbouring weights of a row. Weights that an earlier pass made zero stay zero where
+values are single: one of each codebook is zero then, and stays it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Codebooks:
         """Where in the flat values each weight's is: (rows, n) of codes (…, n / d)."""
         flat = codes.reshape(-1, codes.shape[-1])
         number = flat + (self.book_of(len(flat)) * self.values.shape[1])[:, None]
-        return (number[:, :, None] * self.width + np.arange(self.width)).reshape(len(flat), -1)
+        cells: Array = (number[:, :, None] * self.width + np.arange(self.width)).reshape(len(flat), -1)
+        return cells
 
     def rounder(self, W: Array, order: Array | None) -> Rounder:
         """See ``onnxcomp.linalg.sweeps.Allowed``."""
@@ -148,8 +149,8 @@ def share_for_outputs(
 
     Values begin as those of the least error weighted by diag(H) (Kim et al. 2023, "SqueezeLLM", arXiv:2306.07629);
     codes are found by GPTQ; then values in closed form and codes by coordinate descent follow in turn. So it is with
-    vectors (Stock et al. 2020, "And the bit goes down", arXiv:1907.05686, cluster them by what they do to outputs; GPTVQ,
-    van Baalen et al. 2024, arXiv:2402.15319, makes up for their errors).
+    vectors (Stock et al. 2020, "And the bit goes down", arXiv:1907.05686, cluster them by what they do to outputs;
+    GPTVQ, van Baalen et al. 2024, arXiv:2402.15319, makes up for their errors).
 
     Args:
         W: (G, outputs, n).
@@ -176,9 +177,10 @@ def share_for_outputs(
 def refitted(W: Array, H: Array, books: Codebooks, codes: Array) -> tuple[Codebooks, Array]:
     """The values that make the loss least with these codes, and the weights with them.
 
-    With A the 0/1 matrix of codes, that of vectors' components too, w = A c: the least is where (Σ AᵀHA) c = Σ AᵀHw, the sums over the rows of a book.
-    Books are independent problems, solved side by side by conjugate gradients, whose steps are products with H. Values
-    that no weight has stay as they are, and so does a zero for weights that are zero.
+    With A the 0/1 matrix that says which value, or which component of a vector, each weight has, w = A c: the least is
+    where (Σ AᵀHA) c = Σ AᵀHw, the sums over the rows of a book. Books are independent problems, solved side by side by
+    conjugate gradients, whose steps are products with H. Values that no weight has stay as they are, and so does a zero
+    for weights that are zero.
 
     Args:
         W, H: as for ``share_for_outputs``.

@@ -3,8 +3,8 @@
 A layer computes y = W x of inputs with second moment H; weights Q instead of W cost tr((Q - W) H (Q - W)ᵀ). G
 independent problems (the groups of a convolution) are solved side by side: W is (G, outputs, d), H is (G, d, d).
 
-Weights may also be put onto allowed vectors: then so many neighbouring inputs take the place of one, and blocks of H that
-of its entries. A single input is the case of width one.
+Weights may also be put onto allowed vectors: then so many neighbouring inputs take the place of one, and blocks of H
+that of its entries. Single weights are the case of width one.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def nearest_plane(W: Array, H: Array, allowed: Allowed) -> Array:
     transformers", ICLR 2023 (arXiv:2210.17323). Computed as Babai's nearest plane algorithm, which gives the same
     (Chen et al. 2025, "The geometry of LLM quantization: GPTQ as Babai's nearest plane algorithm", arXiv:2507.18553):
     with H = L Lᵀ and the errors δ of inputs k > j known, input j adds (L_jj δ_j + Σ L_kj δ_k)² to the loss, so its
-    weight is rounded around w_j - Σ L_kj δ_k / L_jj. For vectors L_jj is a block, and L_jj L_jjᵀ, the inverse of a block of
-    H⁻¹, the metric of the nearest one (GPTVQ, van Baalen et al. 2024, arXiv:2402.15319).
+    weight is rounded around w_j - Σ L_kj δ_k / L_jj. For vectors L_jj is a block, and L_jj L_jjᵀ the metric of
+    the nearest one: the inverse of a block of H⁻¹, that of the inputs to come (GPTVQ, van Baalen et al. 2024,
+    arXiv:2402.15319).
 
     Args:
         W: (G, outputs, d).
