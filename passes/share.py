@@ -108,8 +108,9 @@ class Share(Pass):
             shared = found[layer.name]
             if np.any(shared.shift) and takes_constants(model.graph, layer):
                 shift_outputs(model, layer, shared.shift.reshape(layer.groups, -1))
+            told = _told(shared, self._narrowed(layer, shared))
             writer.shared(layer, shared.books, shared.codes)
-            ctx.act(layer, "shared", _told(shared, self._narrowed(layer, shared)))
+            ctx.act(layer, "shared", told)
             for reader in readers[1:]:
                 ctx.act(reader, "shared", f"its weight is that of {layer.name}")
         writer.finish()
