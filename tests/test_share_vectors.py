@@ -10,6 +10,7 @@ import pytest
 
 from onnxcomp import compress
 from onnxcomp.context import Context
+from onnxcomp.graph import cost
 from onnxcomp.graph.layers import weighted_layers
 from onnxcomp.graph.stored import has_codebook, is_restoring
 from onnxcomp.graph.trainable import made_layers
@@ -168,6 +169,13 @@ def test_later_passes_leave_vectors_alone_and_training_moves_them() -> None:
     learnt = {tensor.name: tensor.raw_data for tensor in model.proto().graph.initializer}
     assert learnt["w1_codebook"] != before["w1_codebook"]
     assert all(learnt[name] == before[name] for name in before if "_codes" in name)
+
+
+@pytest.mark.parametrize(("opset", "dim"), [(17, 1), (17, 4), (25, 2)])
+def test_all_weights_are_counted_however_few_bytes_hold_them(opset: int, dim: int) -> None:
+    model = network(opset)
+    share(model, dim=dim)
+    assert cost.parameters(model) == cost.parameters(network(opset))
 
 
 def test_the_same_bytes_twice() -> None:

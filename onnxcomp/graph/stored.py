@@ -22,8 +22,8 @@ _LEAST = 16  # smaller constants are no weights
 def integers_behind(tensor: gs.Tensor) -> gs.Tensor | None:
     """The constant of small numbers that DequantizeLinear, or a few operators on constants, make this tensor of.
 
-    The largest where there are several: the others are factors and zero points. A weight in float16 that is cast counts
-    as well.
+    The largest where there are several: the others are factors, zero points, and the table that takes bytes apart. A
+    weight in float16 that is cast counts as well.
     """
     producer = producer_of(tensor)
     if producer is not None and producer.op == "DequantizeLinear" and is_constant(producer.inputs[0]):
@@ -31,7 +31,7 @@ def integers_behind(tensor: gs.Tensor) -> gs.Tensor | None:
         return source
     leaves = constants_behind(tensor, _DEEPEST, _restores) or ()
     found = [leaf for leaf in leaves if is_small_integer(leaf) or _is_cast_half(leaf, tensor)]
-    return max(found, key=_size, default=None)
+    return max(found, key=lambda leaf: (not _takes_bytes_apart(leaf), _size(leaf)), default=None)
 
 
 def is_restoring(node: gs.Node) -> bool:
@@ -112,6 +112,12 @@ def _restores(node: gs.Node) -> bool:
     reshape = producer_of(node.inputs[0])
     pick = producer_of(reshape.inputs[0]) if reshape is not None and reshape.op == "Reshape" else None
     return pick is not None and pick.op == "Gather"
+
+
+def _takes_bytes_apart(leaf: gs.Tensor) -> bool:
+    """Whether it may be the table of the numbers that each byte holds, which few packed codes are smaller than."""
+    is_looked_up = any(reader.op == "Gather" and reader.inputs[0] is leaf for reader in leaf.outputs)
+    return is_looked_up and shape_of(leaf) in ((256, 2), (256, 4))
 
 
 def _is_cast_half(leaf: gs.Tensor, tensor: gs.Tensor) -> bool:
