@@ -109,7 +109,7 @@ def _restores(node: gs.Node) -> bool:
     """Whether the operator may be part of that; a Transpose only of vectors that were picked from a codebook."""
     if node.op != "Transpose" or node.domain not in STANDARD:
         return node.op in _RESTORING
-    reshape = producer_of(node.inputs[0])
+    reshape = producer_of(node.inputs[0]) if node.inputs else None  # a node taken out of its graph has none
     pick = producer_of(reshape.inputs[0]) if reshape is not None and reshape.op == "Reshape" else None
     return pick is not None and pick.op == "Gather"
 
