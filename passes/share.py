@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnxcomp.graph.int8_forms import FormWriter, obstacle_to_storing, opset_of
 from onnxcomp.graph.layers import WeightedLayer, weighted_layers
 from onnxcomp.graph.packed import obstacle_to_codes
 from onnxcomp.graph.rows import RowLayout
+from onnxcomp.linalg.masked import kept_weights
 from onnxcomp.model import Model
 from onnxcomp.passbase import Pass, Stage, because
 from onnxcomp.runtime.fits import can_be_observed
@@ -37,10 +39,10 @@ _WITHOUT_DATA = "share has no calibration data: codebooks are of the least error
 
 
 class Share(Pass):
-    """Cluster the weights of each layer into a codebook of few values, and store their numbers.
+    """Cluster the weights of each layer into a codebook of few values or vectors, and store their numbers.
 
-    The file becomes smaller: with 16 values, 4 bits are left of a weight. ONNX Runtime restores the weights when it
-    loads the model, so it takes the time and the memory that it took before.
+    The file becomes smaller: with 16 values, 4 bits are left of a weight, and with 256 vectors of 4 weights, 2. ONNX
+    Runtime restores the weights when it loads the model, so it takes the time and the memory that it took before.
 
     In turn:
 
@@ -52,8 +54,13 @@ class Share(Pass):
     3. Layers are treated one after the other on the inputs that the layers before them, done already, really give, and
        biases take up what changed in the means.
 
-    Weights that an earlier pass made zero stay zero. Codes are stored as UINT2 (from operator set 25), UINT4 (from 21)
-    or UINT8; in older operator sets several share a byte.
+    With ``dim`` a number stands for 2 or 4 neighbouring weights of an output (vector quantization, Gersho and Gray
+    1992, Gong et al. 2014, arXiv:1412.6115), and errors are made up for by vectors to come (GPTVQ, van Baalen et al.
+    2024, arXiv:2402.15319). A layer's vectors are shorter where its inputs are no multiple of that, or where the
+    codebook would take more than it saves.
+
+    Weights that an earlier pass made zero stay zero; a layer with many of them gets single values in any case. Codes
+    are stored as UINT2 (from operator set 25), UINT4 (from 21) or UINT8; in older operator sets several share a byte.
 
     A weight that several layers use is stored once. It, and what lies in bodies of control-flow nodes or in model-local
     functions, is clustered without regard to the outputs; so are embeddings and recurrent layers.
@@ -66,14 +73,15 @@ class Share(Pass):
     stage: ClassVar[Stage] = Stage.SHARE
     requires: ClassVar[tuple[str, ...]] = ("fold",)
 
-    clusters: Literal[4, 16, 256] = Field(16, description="values of a codebook")
+    clusters: Literal[4, 16, 256] = Field(16, description="values of a codebook, or vectors of one")
+    dim: Literal[1, 2, 4] = Field(1, description="weights of a vector; 1: each weight has a number of its own")
     group: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0, description="outputs that share a codebook; 0: so many that codebooks take an eighth of the codes at most"
     )
     loss: Annotated[float | None, Field(ge=0)] = Field(
         None,
         description="part of the outputs' variance that sharing may cost (needs data); layers over their share of it "
-        "get 256 values; by default no limit",
+        "get 256 values, or shorter vectors; by default no limit",
     )
     keep: tuple[str, ...] = Field((), description="names of layers to leave as they are")
 
@@ -101,8 +109,9 @@ class Share(Pass):
             shared = found[layer.name]
             if np.any(shared.shift) and takes_constants(model.graph, layer):
                 shift_outputs(model, layer, shared.shift.reshape(layer.groups, -1))
+            told = _told(shared, self._narrowed(layer, shared))
             writer.shared(layer, shared.books, shared.codes)
-            ctx.act(layer, "shared", _told(shared))
+            ctx.act(layer, "shared", told)
             for reader in readers[1:]:
                 ctx.act(reader, "shared", f"its weight is that of {layer.name}")
         writer.finish()
@@ -112,7 +121,8 @@ class Share(Pass):
         layers = weighted_layers(model)
         reasons = self._obstacles(model, layers).values()
         count = sum(not reason for reason in reasons)
-        what = f"the weights of {count} of {len(layers)} layers could share {self.clusters} values each"
+        entries = Sharing(self.clusters, 0, self.dim).entries
+        what = f"the weights of {count} of {len(layers)} layers could share {entries} each"
         return what + because(filter(None, reasons))
 
     def _obstacles(self, model: Model, layers: Sequence[WeightedLayer]) -> dict[str, str]:
@@ -140,9 +150,11 @@ class Share(Pass):
         rows, inputs = RowLayout.of(layer).size
         if inputs < _LEAST_INPUTS:
             return f"an output has {inputs} weights, too few to share values with others"
-        if rows * inputs < _LEAST_WEIGHTS or not _pays(rows, inputs, self.clusters, _rows(rows, inputs, self.clusters)):
+        widths = self._widths(layer, opset_of(model.graph, layer))
+        pays = (_pays(rows, inputs, _of_length(rows, inputs, self.clusters, dim)) for dim in widths)
+        if rows * inputs < _LEAST_WEIGHTS or not any(pays):
             return f"its {rows * inputs:,} weights are too few for codebooks to pay"
-        if not _pays(rows, inputs, self.clusters, self._rows(rows, inputs, self.clusters)):
+        if not self._ways(model, layer):
             return (
                 f"the {self.group * inputs:,} weights of group={self.group} outputs are too few for a codebook to pay"
             )
@@ -150,7 +162,7 @@ class Share(Pass):
 
     def _found(self, model: Model, layers: Sequence[WeightedLayer], ctx: Context) -> dict[str, SharedLayer]:
         """Codebooks and codes by layer; of the weights alone where inputs cannot be observed."""
-        ways = {layer: self._ways(layer) for layer in layers}
+        ways = {layer: self._ways(model, layer) for layer in layers}
         total = sum(math.prod(layer.shape) for layer in layers)
         most = math.inf if self.loss is None else self.loss
         allowed = {layer.name: most * math.prod(layer.shape) / total for layer in layers}
@@ -166,43 +178,83 @@ class Share(Pass):
                 found[layer.name] = share_weights(layer, ways[layer], allowed[layer.name])
         return found
 
-    def _ways(self, layer: WeightedLayer) -> list[Sharing]:
-        """What the layer may get, the smallest first."""
+    def _ways(self, model: Model, layer: WeightedLayer) -> list[Sharing]:
+        """What the layer may get, the smallest first: nothing where no codebook pays."""
         rows, inputs = RowLayout.of(layer).size
-        sizes = [self.clusters] if self.loss is None else [self.clusters, _MOST]
-        ways = [Sharing(size, self._rows(rows, inputs, size)) for size in dict.fromkeys(sizes)]
-        return [way for way in ways if _pays(rows, inputs, way.clusters, way.rows)]
+        widths = self._widths(layer, opset_of(model.graph, layer))
+        wanted = [self._sharing(rows, inputs, self.clusters, dim) for dim in widths]
+        ways = [min(wanted, key=lambda way: _bits(rows, inputs, way))]
+        if self.loss is not None:
+            more = [self._sharing(rows, inputs, _MOST, dim) for dim in widths]
+            ways += [way for way in more if _bits_of_code(way) > _bits_of_code(ways[0])]
+        return [way for way in ways if _pays(rows, inputs, way)]
 
-    def _rows(self, rows: int, inputs: int, clusters: int) -> int:
-        """Outputs that share a codebook."""
-        return min(self.group, rows) if self.group else _rows(rows, inputs, clusters)
+    def _widths(self, layer: WeightedLayer, opset: int) -> list[int]:
+        """Lengths of vectors that the layer may have, the longest first; 1 is always among them."""
+        inputs = RowLayout.of(layer).size[1]
+        if self.dim > 1 and _is_sparse(layer):
+            return [1]
+        lengths = [dim for dim in (4, 2) if dim <= self.dim and inputs % dim == 0]
+        return [dim for dim in lengths if not obstacle_to_codes(layer, _BITS[self.clusters], opset, dim)] + [1]
+
+    def _sharing(self, rows: int, inputs: int, clusters: int, dim: int) -> Sharing:
+        """With as many outputs to a codebook as the option asks for."""
+        if self.group:
+            return Sharing(clusters, min(self.group, rows), dim)
+        return _of_length(rows, inputs, clusters, dim)
+
+    def _narrowed(self, layer: WeightedLayer, shared: SharedLayer) -> str:
+        """Why a layer's vectors are shorter than asked for, or nothing."""
+        if shared.note or shared.books.width >= self.dim:
+            return shared.note
+        inputs = RowLayout.of(layer).size[1]
+        if shared.books.zero:
+            return "single values, so that its zeros stay"
+        if inputs % self.dim:
+            return f"its {inputs} weights of an output are no multiple of {self.dim}"
+        return f"a codebook of vectors of {self.dim} would take more than it saves"
 
 
-def _rows(rows: int, inputs: int, clusters: int) -> int:
+def _is_sparse(layer: WeightedLayer) -> bool:
+    """Whether zeros of the layer are meant to stay."""
+    return kept_weights(RowLayout.of(layer).rows(np.asarray(layer.array()))) is not None
+
+
+def _of_length(rows: int, inputs: int, clusters: int, dim: int) -> Sharing:
     """So many outputs that codebooks are small beside the codes; in runs of equal length where there are such."""
-    least = math.ceil(_bits_of_book(clusters) / (_BOOK_SHARE * _BITS[clusters] * inputs))
+    way = Sharing(clusters, rows, dim)
+    least = math.ceil(_bits_of_book(way) / (_BOOK_SHARE * _bits_of_code(way) * inputs))
     if rows < 2 * least:
-        return rows
+        return way
     equal = next((run for run in range(least, 2 * least) if rows % run == 0), None)
-    return equal or math.ceil(rows / (rows // least))
+    return replace(way, rows=equal or math.ceil(rows / (rows // least)))
 
 
-def _pays(rows: int, inputs: int, clusters: int, run: int) -> bool:
+def _pays(rows: int, inputs: int, way: Sharing) -> bool:
     """Whether codes of these weights, and a codebook for each run of outputs, are clearly smaller."""
-    bits = rows * inputs * _BITS[clusters] + math.ceil(rows / run) * _bits_of_book(clusters)
-    return bits * _LEAST_GAIN <= rows * inputs * _VALUE_BITS
+    return _bits(rows, inputs, way) * _LEAST_GAIN <= rows * inputs * _VALUE_BITS
 
 
-def _bits_of_book(clusters: int) -> int:
+def _bits(rows: int, inputs: int, way: Sharing) -> float:
+    """Of the codes of these weights, and of the codebooks."""
+    return rows * inputs * _bits_of_code(way) + math.ceil(rows / way.rows) * _bits_of_book(way)
+
+
+def _bits_of_code(way: Sharing) -> float:
+    """For a weight."""
+    return _BITS[way.clusters] / way.dim
+
+
+def _bits_of_book(way: Sharing) -> int:
     """Its values, and its place among the others."""
-    return (clusters + 1) * _VALUE_BITS
+    return (way.clusters * way.dim + 1) * _VALUE_BITS
 
 
-def _told(shared: SharedLayer) -> str:
+def _told(shared: SharedLayer, note: str) -> str:
     """What was done to a layer."""
-    books, size = shared.books.values.shape
-    bits = _BITS[size] + books * _bits_of_book(size) / max(1, shared.codes.size)
+    books, size, dim = shared.books.values.shape
+    way = Sharing(size, shared.books.rows, dim)
+    bits = _bits_of_code(way) + books * _bits_of_book(way) / max(1, shared.codes.size * dim)
     loss = "" if shared.loss is None else f"; adds {shared.loss:.1g} of its outputs' variance"
-    what = f"{size} values" if books == 1 else f"{books} codebooks of {size} values"
-    note = f"; {shared.note}" if shared.note else ""
-    return f"{what}, {bits:.2f} bits a weight; restored at load, runs in float{loss}{note}"
+    what = way.entries if books == 1 else f"{books} codebooks of {way.entries}"
+    return f"{what}, {bits:.2f} bits a weight; restored at load, runs in float{loss}{'; ' if note else ''}{note}"

@@ -32,9 +32,13 @@ _SPLIT = 64  # places of rows in codebooks that are saved, to be worth a Reshape
 _FLOAT, _INT8, _INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT32
 
 
-def obstacle_to_codes(layer: WeightedLayer, bits: int, opset: int) -> str:
-    """Why numbers of 8, 4 or 2 bits cannot be stored for a layer of a graph with this operator set, or nothing."""
-    if bits < 8 and opset < _TYPED_OPSETS[bits] and int(np.prod(layer.shape)) % (8 // bits):
+def obstacle_to_codes(layer: WeightedLayer, bits: int, opset: int, width: int = 1) -> str:
+    """Why numbers of 8, 4 or 2 bits cannot be stored for a layer of a graph with this operator set, or nothing.
+
+    Args:
+        width: weights that a number stands for.
+    """
+    if bits < 8 and opset < _TYPED_OPSETS[bits] and int(np.prod(layer.shape)) // width % (8 // bits):
         return f"codes of {bits} bits, {8 // bits} to a byte, do not fill the last one"
     return ""
 
@@ -88,22 +92,27 @@ class Restorer:
         """The weight, float32, of codes (channels, inputs) that count values of codebooks, and the nodes.
 
         Where books have equally many channels, these get an axis of their own, so that a place is stored for each book
-        and not for each channel.
+        and not for each channel. Vectors lie along the inputs, so channels come first until all are picked.
         """
         nodes: list[gs.Node] = []
-        number, size = books.values.shape
-        array = layout.array(codes)
-        first = layout.scales(books.book_of(len(codes)) * size)
+        number, size, width = books.values.shape
+        place = layout if width == 1 else RowLayout(codes.shape, (0,))
+        array = place.array(codes)
+        first = place.scales(books.book_of(len(codes)) * size)
         if number > 1 and len(codes) == number * books.rows and len(codes) - number >= _SPLIT:
-            array, first = layout.split(array, number), np.take(layout.split(first, number), [0], layout.kept[0] + 1)
+            array, first = place.split(array, number), np.take(place.split(first, number), [0], place.kept[0] + 1)
         index = self._numbers_of(nodes, array, {4: 2, 16: 4}.get(size, 8), name + "_codes")
         if number > 1:
             offsets = gs.Constant(self._names.new(name + "_books"), first.astype(np.int32))
             index = self._node(nodes, "Add", [index, offsets], name + "_places")
-        values = gs.Constant(self._names.new(name + "_codebook"), books.values.reshape(-1).astype(np.float32))
+        shape = (number * size, width)[: 1 if width == 1 else 2]
+        values = gs.Constant(self._names.new(name + "_codebook"), books.values.reshape(shape).astype(np.float32))
         restored = self._node(nodes, "Gather", [values, index], name + "_restored", axis=0)
-        if array.shape != layout.shape:
-            restored = self._node(nodes, "Reshape", [restored, self._number(layout.shape, np.int64)], name)
+        moved = layout.shape if width == 1 else tuple(layout.shape[axis] for axis in layout.order)
+        if width > 1 or array.shape != moved:
+            restored = self._node(nodes, "Reshape", [restored, self._number(moved, np.int64)], name)
+        if width > 1 and (back := np.argsort(layout.order).tolist()) != sorted(back):
+            restored = self._node(nodes, "Transpose", [restored], name, perm=back)
         return _typed(restored, np.float32, layout.shape), nodes
 
     def _numbers_of(self, nodes: list[gs.Node], codes: Array, bits: int, name: str) -> gs.Tensor:

@@ -42,14 +42,19 @@ class RowLayout:
         channels = math.prod(self.shape[axis] for axis in self.kept)
         return channels, math.prod(self.shape) // channels
 
+    @property
+    def order(self) -> list[int]:
+        """The axes of the array, those of channels first: the order in which rows have them."""
+        return [*self.kept, *(axis for axis in range(len(self.shape)) if axis not in self.kept)]
+
     def rows(self, array: Array) -> Array:
         """The array as (channels, inputs)."""
-        return array.transpose(self._order).reshape(self.size)
+        return array.transpose(self.order).reshape(self.size)
 
     def array(self, rows: Array) -> Array:
         """The inverse of ``rows``."""
-        moved = rows.reshape([self.shape[axis] for axis in self._order])
-        return np.ascontiguousarray(moved.transpose(np.argsort(self._order)))
+        moved = rows.reshape([self.shape[axis] for axis in self.order])
+        return np.ascontiguousarray(moved.transpose(np.argsort(self.order)))
 
     def scales(self, scales: Array) -> Array:
         """One value for each row, in a shape that broadcasts over the array."""
@@ -74,10 +79,6 @@ class RowLayout:
         if self.kept[0] == 0:
             return split, alone
         return np.ascontiguousarray(np.moveaxis(split, 0, 2)), np.ascontiguousarray(np.moveaxis(alone, 0, 2))
-
-    @property
-    def _order(self) -> list[int]:
-        return [*self.kept, *(axis for axis in range(len(self.shape)) if axis not in self.kept)]
 
 
 def rows_of(layer: WeightedLayer) -> Array:

@@ -9,7 +9,7 @@ d), steps broadcast over W.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,9 @@ class Levels:
     low: int
     high: int
 
+    width: ClassVar[int] = 1
+    """See ``onnxcomp.linalg.sweeps.Allowed``."""
+
     def nearest(self, W: Array) -> Array:
         """The codes nearest to weights, float64."""
         codes: Array = np.clip(np.rint(W / self.steps), self.low, self.high)
@@ -47,9 +50,9 @@ class Levels:
         """See ``Allowed``; zero stays zero."""
         steps, zero = by_input(self.steps, order), by_input(W == 0, order)
 
-        def rounded(j: int, wanted: Array) -> Array:
-            step = steps[:, j if steps.shape[1] > 1 else 0]
-            level: Array = np.clip(np.rint(wanted / step), self.low, self.high) * step * ~zero[:, j]
+        def rounded(j: int, wanted: Array, metric: Array) -> Array:  # noqa: ARG001
+            step = steps[:, j : j + 1] if steps.shape[1] > 1 else steps
+            level: Array = np.clip(np.rint(wanted / step), self.low, self.high) * step * ~zero[:, j : j + 1]
             return level
 
         return rounded

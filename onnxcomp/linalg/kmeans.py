@@ -1,4 +1,4 @@
-"""Clusters of numbers."""
+"""Clusters of numbers and of vectors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["weighted_kmeans"]
+__all__ = ["nearest_vectors", "vector_kmeans", "weighted_kmeans"]
 
 Array = np.ndarray[Any, Any]
 
 _ATOMS = 192  # of a distribution whose best clusters are found exactly
 _EXACT = 32  # clusters at most for that, whose time grows with their number
 _LLOYD = 50
+_SAMPLE = 2**16  # vectors at most that clusters are made of
+_LLOYD_OF_VECTORS = 25  # each of which takes clusters times as long as one of numbers
+_ROWS = 2**9  # vectors whose distances to all centres are found at a time, in the processor's cache
 
 
 def weighted_kmeans(values: Array, weights: Array, clusters: int) -> Array:
@@ -49,6 +52,88 @@ def weighted_kmeans(values: Array, weights: Array, clusters: int) -> Array:
             break
         centres = better
     return np.sort(centres)
+
+
+def vector_kmeans(vectors: Array, weights: Array, clusters: int) -> Array:
+    """Centres c that make Σ weight · (vector - nearest c)² least, where every component has a weight of its own.
+
+    The cluster and the axis that gain most are cut in two at the best place, until there are enough (Wu 1991, as for
+    numbers; splitting, as in Gersho and Gray 1992, "Vector quantization and signal compression"). Lloyd's iterations
+    follow. Of very many vectors a sample is taken. Where there are no more distinct vectors than clusters,
+    these are the centres, the last one repeated.
+
+    Args:
+        vectors: (n, d).
+        weights: (n, d), not negative.
+        clusters: k.
+
+    Returns:
+        (k, d).
+    """
+    v, w = vectors.astype(np.float64), np.maximum(weights.astype(np.float64), np.finfo(np.float64).tiny)
+    distinct = np.unique(v, axis=0)
+    if len(distinct) <= clusters:
+        return np.concatenate([distinct, np.repeat(distinct[-1:], clusters - len(distinct), axis=0)])
+    if len(v) > _SAMPLE:
+        some = np.sort(np.random.default_rng(0).choice(len(v), _SAMPLE, replace=False))
+        v, w = v[some], w[some]
+    centres = _means(v, w, _greedy_clusters(v, w, clusters), np.zeros((clusters, v.shape[1])))
+    for _ in range(_LLOYD_OF_VECTORS):
+        better = _means(v, w, nearest_vectors(v, w, centres), centres)
+        if np.array_equal(better, centres):
+            break
+        centres = better
+    return centres
+
+
+def nearest_vectors(vectors: Array, weights: Array, centres: Array) -> Array:
+    """The number of the centre with the least Σ weight · (vector - centre)², for each vector.
+
+    Args:
+        vectors: (n, d).
+        weights: broadcast over them, not negative.
+        centres: (k, d).
+    """
+    heavy = np.broadcast_to(weights, vectors.shape)
+    terms = np.concatenate([heavy, heavy * vectors], axis=1)
+    factors = np.ascontiguousarray(np.concatenate([np.square(centres), -2.0 * centres], axis=1).T)
+    found = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), _ROWS):
+        found[start : start + _ROWS] = np.argmin(terms[start : start + _ROWS] @ factors, axis=1)
+    return found
+
+
+def _means(v: Array, w: Array, cluster: Array, otherwise: Array) -> Array:
+    """Of the vectors of each cluster, (k, d); where there are none, what is given."""
+    count = len(otherwise)
+    total, heavy = (np.stack([np.bincount(cluster, each, count) for each in matrix.T], axis=1) for matrix in (w * v, w))
+    return np.divide(total, heavy, out=otherwise.copy(), where=heavy > 0)
+
+
+def _greedy_clusters(v: Array, w: Array, clusters: int) -> Array:
+    """The cluster of each vector, when the one that gains most by it is cut across an axis again and again."""
+
+    def candidate(members: Array) -> tuple[float, int, Array, Array]:
+        gain, left, right = max((_cut(v, w, members, axis) for axis in range(v.shape[1])), key=lambda cut: cut[0])
+        return -gain, int(members[0]), left, right
+
+    whole = np.arange(len(v))
+    cluster, heap = np.zeros(len(v), np.int64), [candidate(whole)]
+    for number in range(1, clusters):
+        gain, _, left, right = heapq.heappop(heap)
+        if gain >= 0:  # what is left differs by rounding only
+            break
+        cluster[right] = number
+        heapq.heappush(heap, candidate(left))
+        heapq.heappush(heap, candidate(right))
+    return cluster
+
+
+def _cut(v: Array, w: Array, members: Array, axis: int) -> tuple[float, Array, Array]:
+    """By how much the cost of an axis falls when these vectors are cut in two across it, and the parts."""
+    order = members[np.argsort(v[members, axis], kind="stable")]
+    gain, cut = _Sums.of(v[order, axis], w[order, axis]).best_cut(0, len(order))
+    return gain, order[:cut], order[cut:]
 
 
 @dataclass(frozen=True, eq=False)

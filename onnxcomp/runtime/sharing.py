@@ -41,12 +41,19 @@ class Sharing:
     """How many values a layer's weights may take.
 
     Attributes:
-        clusters: values of a codebook.
+        clusters: values or vectors of a codebook.
         rows: outputs that share one.
+        dim: weights of a vector, divides the inputs; 1 for single values.
     """
 
     clusters: int
     rows: int
+    dim: int = 1
+
+    @property
+    def entries(self) -> str:
+        """What a codebook has, in words."""
+        return f"{self.clusters} values" if self.dim == 1 else f"{self.clusters} vectors of {self.dim}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +62,10 @@ class SharedLayer:
 
     Attributes:
         books: of values.
-        codes: (channels, inputs), of ``graph.rows.rows_of``.
+        codes: (channels, inputs / dim), of ``graph.rows.rows_of``.
         shift: to be added to the bias, (channels,).
         loss: what that adds to the layer's outputs, over their variance; None where it was not measured.
-        note: why it has more values than were asked for, or nothing.
+        note: why it has others than were asked for, or nothing.
     """
 
     books: Codebooks
@@ -123,14 +130,12 @@ def share_weights(layer: WeightedLayer, ways: Sequence[Sharing], allowed: float)
     zero = kept_weights(rows) is not None
     power, note = float(np.square(rows, dtype=np.float64).sum()) or 1.0, ""
     for sharing in ways:
-        books = share_nearest(rows, np.ones(1), sharing.clusters, sharing.rows, zero)
+        books = share_nearest(rows, np.ones(1), sharing.clusters, sharing.rows, zero, sharing.dim)
         codes = books.codes(rows)
         if allowed == math.inf or (loss := float(np.square(rows - books.decode(codes)).sum()) / power) <= allowed:
             break
         if sharing is not ways[-1]:
-            note = (
-                f"{sharing.clusters} values would lose {loss:.1g} of the weights' power, more than this layer's share"
-            )
+            note = f"{sharing.entries} would lose {loss:.1g} of the weights' power, more than this layer's share"
     return SharedLayer(books, codes, np.zeros(len(rows)), None, note)
 
 
@@ -138,10 +143,10 @@ def _shared(fit: Fit, ways: Sequence[Sharing], zero: bool, allowed: float) -> Sh
     """In the first way whose loss is allowed, or the last."""
     note = ""
     for sharing in ways:
-        books, codes = share_for_outputs(fit.W, fit.H, sharing.clusters, sharing.rows, zero)
+        books, codes = share_for_outputs(fit.W, fit.H, sharing.clusters, sharing.rows, zero, sharing.dim)
         W = books.decode(codes)
         if (loss := fit.loss(W)) <= allowed:
             break
         if sharing is not ways[-1]:
-            note = f"{sharing.clusters} values would add {loss:.1g}, more than this layer's share"
+            note = f"{sharing.entries} would add {loss:.1g}, more than this layer's share"
     return SharedLayer(books, codes.reshape(-1, codes.shape[2]), fit.shift(W), loss, note)
