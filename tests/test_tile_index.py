@@ -32,7 +32,7 @@ def decoded(entry: dict[str, Any]) -> np.ndarray:
 
 
 def test_block_pruned_layers_are_described_tile_by_tile(tmp_path: Path) -> None:
-    model, data = residual()
+    model, data = residual(twins=False)
     file = tmp_path / "tiles.json"
     passes = [Prune(granularity="block(8,8)", sparsity=0.5), Reorder(density=1, tiles=str(file))]
     result = compress(model, Pipeline(passes), data=data, timings="off")
@@ -63,7 +63,7 @@ def test_a_list_of_tiles_is_a_json_file() -> None:
 
 def test_tiles_that_are_zero_stay_whole_tiles() -> None:
     """Small weights elsewhere are no reason to take apart what an earlier pass made."""
-    model, data = residual()
+    model, data = residual(twins=False)
     blocks = Prune(granularity="block(8,8)", sparsity=0.5)
     pruned = compress(model, Pipeline([blocks]), data=data, timings="off").model
     ordered = compress(model, Pipeline([blocks, Reorder(density=1)]), data=data, timings="off").model

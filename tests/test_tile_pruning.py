@@ -116,8 +116,8 @@ def test_neighbours_are_sliced_and_others_gathered() -> None:
 # -- the pass ------------------------------------------------------------------------------------------------
 
 
-def residual(seed: int = 0, sharpness: float | None = None) -> tuple[Model, Dataset]:
-    """A residual block of 32 channels, of which 16 inner ones are twice the others, and a classifier.
+def residual(seed: int = 0, sharpness: float | None = None, twins: bool = True) -> tuple[Model, Dataset]:
+    """A residual block of 32 channels, of which (with twins) 16 inner ones are twice the others, and a classifier.
 
     With a sharpness its outputs are probabilities: those of logits that are so many times as large.
     """
@@ -134,7 +134,7 @@ def residual(seed: int = 0, sharpness: float | None = None) -> tuple[Model, Data
         constant("w3", 10, 32),
     ]
     inner = numpy_helper.to_array(constants[1]).copy()
-    inner[16:] = 2 * inner[:16]  # not equal: those would be merged before any tile goes
+    inner[16:] = 2 * inner[:16] if twins else inner[16:]  # not equal: those would be merged before any tile goes
     constants[1] = numpy_helper.from_array(inner, "w1")
     pads = {"pads": [1, 1, 1, 1]}
     nodes = [
