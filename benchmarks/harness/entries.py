@@ -181,11 +181,11 @@ ELEMENTS = named(
 )
 
 
-def _recovered(name: str, damage: str, only: tuple[str, ...]) -> list[Entry]:
+def _recovered(name: str, damage: str, only: tuple[str, ...], recover: str = "recover") -> list[Entry]:
     """The damage alone and with what ``recover`` wins back, both with the samples to train on."""
     rows = [
         onnxcomp_entry(f"onnxcomp-{name}", damage, only),
-        onnxcomp_entry(f"onnxcomp-recover-{name}", f"{damage},recover", only),
+        onnxcomp_entry(f"onnxcomp-recover-{name}", f"{damage},{recover}", only),
     ]
     return [replace(row, training=True) for row in rows]
 
@@ -195,7 +195,9 @@ RECOVERY = named(
         *_recovered("channels", "prune(flops=0.5)", ("fashion",)),
         *_recovered("bits", "quant(bits=2)", ("fashion",)),
         *_recovered("zeros", 'prune(granularity="element", sparsity=0.9)', ("fashion",)),
-        *_recovered("channels30", "prune(flops=0.3)", ("mobilenetv2",)),
+        *_recovered(
+            "channels30", "prune(flops=0.3)", ("mobilenetv2",), "recover(lr=2e-4, batch=16, epochs=8, mix=True)"
+        ),
         *(replace(peer_entry(name, peer), training=True) for name, peer in peers.RECOVERY.items()),
     ]
 )

@@ -9,6 +9,7 @@ from harness.recover_results import RecoverResults, Steps
 from harness.results import Row, Section
 from harness.steps import BATCHES
 from harness.targets import Target, limit
+from harness.zoo import MODELS
 
 __all__ = ["JOBS", "check_recover", "of_job"]
 
@@ -60,12 +61,21 @@ def _job(name: str, job: str, section: Section | None) -> Iterator[Target]:
         yield limit(f"{text}: points lost of {figure_name(name)}", points_lost(section, row), "points", _LOST[job])
         yield limit(f"{text}: seconds of recover, two cores", row.recovery_seconds if row else None, "s", _SECONDS)
     else:
-        damaged = points_lost(section, usable_row(section, f"onnxcomp-{job}"))
-        left = points_lost(section, row)
-        part = left / damaged if left is not None and damaged else None
-        yield limit(f"{text}: loss of {figure_name(name)} over that before", part, "x", _HALF)
+        damaged = usable_row(section, f"onnxcomp-{job}")
+        for figure in MODELS[name].figures:
+            if figure.metric == "agreement":
+                part = _part(_disagreement(row, figure.name), _disagreement(damaged, figure.name))
+                yield limit(f"{text}: loss of {figure.name} over that before", part, "x", _HALF)
     if section is not None and row is not None:
         yield from _against_peers(text, section, job, row)
+
+
+def _disagreement(row: Row | None, figure: str) -> float | None:
+    return None if row is None or figure not in row.figures else 1 - row.figures[figure]
+
+
+def _part(found: float | None, whole: float | None) -> float | None:
+    return found / whole if found is not None and whole else None
 
 
 def _against_peers(text: str, section: Section, job: str, row: Row) -> Iterator[Target]:

@@ -111,7 +111,11 @@ MODELS = {
         ZooModel(
             "mobilenetv2",
             "mobilenetv2.onnx",
-            (Figure("agreement", "agreement"), Figure("top-1 of 20", "top1", "foolbox.npz")),
+            (
+                Figure("agreement", "agreement"),
+                Figure("agreement on things", "agreement", "things.npz"),
+                Figure("top-1 of 20", "top1", "foolbox.npz"),
+            ),
         ),
         ZooModel(
             "ppocr_rec",

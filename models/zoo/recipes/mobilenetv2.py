@@ -25,7 +25,7 @@ MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 SEED = 20240503
 TRAINING_CROPS = (700, 300, 1900, 1100)  # of photographs of calibration, samples, lessons and templates
-UNSEEN = 4  # every so manieth photograph of lessons is for tests
+TESTED = 4  # one of so many photographs of lessons
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
@@ -57,22 +57,25 @@ def prepare(packages: Packages, folder: Path) -> dict[str, float]:
     calibration, test = photographs(packages)
     save_samples(folder / "calibration.npz", {"image": normalised(random_crops(calibration, 256, 224, SEED))})
     save_samples(folder / "test.npz", {"image": normalised(random_crops(test, 500, 224, SEED + 1))})
+    # Wallpapers show few things that ImageNet has classes for, and the network is unsure of most of their crops.
+    things, _ = _of_things(packages)
+    save_samples(folder / "things.npz", {"image": normalised(random_crops(things, 500, 224, SEED + 7))})
     images, labels = labelled_images(packages)
     save_samples(folder / "foolbox.npz", {"image": images, "labels": labels})
     return {"top-1 on 20 labelled images": top1(run_model(folded, {"image": images}), labels)}
 
 
 def prepare_training(packages: Packages, path: Path) -> None:
-    """Write many more crops, of photographs for calibration and others, with things pasted onto some of them.
-
-    Wallpapers show few things that ImageNet has classes for, and the network is unsure of most of their crops. So
-    ``unseen.npz`` beside the file has crops of photographs of things, none of which is trained on.
-    """
+    """Write many more crops, of photographs for calibration and others, with things pasted onto some of them."""
     calibration, _ = photographs(packages)
-    lessons = lesson_photographs(packages)
-    unseen, learnt = lessons[::UNSEEN], [each for index, each in enumerate(lessons) if index % UNSEEN]
-    files = (calibration, more_photographs(packages), learnt, template_photographs(packages))
+    _, lessons = _of_things(packages)
+    files = (calibration, more_photographs(packages), lessons, template_photographs(packages))
     parts = [random_crops(f, n, 224, SEED + 2 + i) for i, (f, n) in enumerate(zip(files, TRAINING_CROPS, strict=True))]
     crops = np.concatenate(parts)[np.random.default_rng(SEED).permutation(sum(TRAINING_CROPS))]
     save_samples(path, {"image": normalised(stamped(crops, packages, SEED + 6))})
-    save_samples(path.with_name("unseen.npz"), {"image": normalised(random_crops(unseen, 500, 224, SEED + 7))})
+
+
+def _of_things(packages: Packages) -> tuple[list[bytes], list[bytes]]:
+    """Photographs of lessons to test on, and to train on."""
+    found = lesson_photographs(packages)
+    return found[::TESTED], [each for index, each in enumerate(found) if index % TESTED]
