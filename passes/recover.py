@@ -52,7 +52,9 @@ class Recover(Pass):
     samples need no labels; the more of them there are, the better: some thousands, if they can be had.
 
     1. Each output is compared with the teacher's: class scores and probabilities by their Kullback-Leibler divergence,
-       others by the square of the error (``loss``). Intermediate tensors can be compared as well (``match``).
+       others by the square of the error (``loss``). Intermediate tensors can be compared as well: named ones
+       (``match``), or late ones through which all goes, whose channels no pass took or moved (``hints``; Romero et al.
+       2015, arXiv:1412.6550; of use where samples are few: Wang et al. 2022, arXiv:2201.02620).
     2. Mini-batches in random order, Adam, a learning rate that rises and falls once. A tenth of the samples, at most
        1,024, are held out; the weights that are best on those are kept, and where none are better, nothing changes.
        Where samples are few, mixtures of them (``mix``) keep the model from learning them by heart.
@@ -85,6 +87,13 @@ class Recover(Pass):
     match: tuple[str, ...] = Field(
         (), description="names of intermediate tensors whose values are to be the original's too, by squared errors"
     )
+    hints: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="so many intermediate tensors more to match, late ones, which are found by themselves: of a "
+        "network's features there is more to learn than of its class scores, where samples are few",
+    )
     parts: int = Field(
         1,
         ge=1,
@@ -112,8 +121,8 @@ class Recover(Pass):
     def _agree(self) -> Recover:
         if self.mix and self.loss == "ce":
             raise ValueError("a mixture of samples has no label: give mix or loss='ce', not both")
-        if self.parts > 1 and (self.checkpoint is not None or self.match):
-            raise ValueError("parts are trained without checkpoint and match; leave those out, or parts")
+        if self.parts > 1 and (self.checkpoint is not None or self.match or self.hints):
+            raise ValueError("parts are trained without checkpoint, match and hints; leave those out, or parts")
         return self
 
     def run(self, model: Model, ctx: Context) -> None:
@@ -172,7 +181,7 @@ class Recover(Pass):
             raise PassError("recover: mix needs samples that can be fed together, several in a step; leave it out")
         if self.loss == "ce" and data.labels is None:
             raise PassError("recover: loss='ce' needs labels; add an array 'labels' to the data")
-        return Curriculum(trainable.student, ctx.original, data, self.loss, self.match)
+        return Curriculum(trainable.student, ctx.original, data, self.loss, self.match, self.hints)
 
     def prospect(self, model: Model, shapes: Mapping[str, tuple[int, ...]], target: Target) -> str:  # noqa: ARG002
         """See the base class."""

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.gradient import Term
-from onnxcomp.graph.cuts import between, cuts, evenly
+from onnxcomp.graph.cuts import between, cuts, evenly, late
 from onnxcomp.model import Model
 from onnxcomp.runtime.gradients import Gradients
 from onnxcomp.runtime.heads import Head, LossName, heads, matched
@@ -26,6 +26,7 @@ __all__ = ["Batches", "Curriculum", "Lesson"]
 Array = np.ndarray[Any, Any]
 _VARIANCE_SAMPLES = 8
 _TOLD = 2  # losses that are named
+_RELATED = 1.0  # of the variance of the teacher's values: the mean alone would be as near
 _CONSTANT = 1e-9  # of the mean square: less variance is rounding
 
 
@@ -66,6 +67,7 @@ class Curriculum:
         data: samples, of which any may be read at any time.
         loss: of the outputs.
         match: names of intermediate tensors to compare as well.
+        hints: so many more, which are found by themselves.
     """
 
     student: Model
@@ -73,6 +75,7 @@ class Curriculum:
     data: Dataset
     loss: LossName
     match: Sequence[str] = ()
+    hints: int = 0
 
     def whole(self, parameters: Sequence[str]) -> Lesson:
         """All of the network by the losses of its outputs.
@@ -83,9 +86,9 @@ class Curriculum:
         probe = self.data.sample()
         shapes = observed(self.student, probe)
         found = heads(self.student, shapes, self.loss)
-        if self.match:
+        if self.match or self.hints:
             outputs = {head.tensor for head in found}
-            names = [name for name in self.match if name not in outputs]
+            names = [name for name in [*self.match, *self._hints(parameters, shapes)] if name not in outputs]
             found += matched(names, shapes, observed(self.original, probe))
         gradients = Gradients(self.student, parameters, self._terms(found))
         return Lesson(gradients, self._targets(found), probe, _told(found))
@@ -128,9 +131,31 @@ class Curriculum:
                 yield Lesson(Gradients(part, names, self._terms(found)), targets, feeds, _told(found))
             start = end
 
-    def _cuts(self, count: int, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    def _hints(self, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Late places where the student's values still mean what the teacher's do: their channels keep their order."""
+        if not self.hints:
+            return []
+        places = self._places(parameters, shapes)
+        apart = self._distances(places)
+        return late([name for name in places if apart[name] < _RELATED], self.hints)
+
+    def _distances(self, names: Sequence[str]) -> dict[str, float]:
+        """Mean squared differences of student and teacher over the variance of the teacher's values."""
+        apart, theirs = ({name: _Spread() for name in names} for _ in range(2))
+        pairs = zip(self._values(self.student, names), self._values(self.original, names), strict=True)
+        for found, wanted in pairs:
+            for name in names:
+                apart[name].add(found[name] - wanted[name])
+                theirs[name].add(wanted[name])
+        return {name: apart[name].mean_square / (theirs[name].variance or 1.0) for name in names}
+
+    def _places(self, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Cuts of the student at tensors that no pass made smaller."""
         theirs = observed(self.original, self.data.sample())
-        places = [name for name in cuts(self.student, parameters) if theirs.get(name) == shapes.get(name)]
+        return [name for name in cuts(self.student, parameters) if theirs.get(name) == shapes.get(name)]
+
+    def _cuts(self, count: int, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        places = self._places(parameters, shapes)
         total, positions = 0.0, {}
         for node in self.student.proto().graph.node:
             total += sum(float(np.prod(shapes.get(name, (0,)))) for name in node.output)
@@ -150,27 +175,45 @@ class Curriculum:
 
     def _variances(self, found: Sequence[Head]) -> dict[str, float]:
         """Of what the teacher gives, on a few samples."""
-        sums = {head.output: [0.0, 0.0, 0] for head in found}
-        session = create(with_outputs(self.original.skeleton(), list(sums)))
-        for feeds in self.data.take(_VARIANCE_SAMPLES).feeds():
-            values = run(session, feeds, list(sums))
-            for name, entry in sums.items():
-                entry[0] += float(np.square(values[name], dtype=np.float64).sum())
-                entry[1] += float(values[name].sum(dtype=np.float64))
-                entry[2] += values[name].size
-        return {name: _variance(*entry) for name, entry in sums.items()}
+        spreads = {head.output: _Spread() for head in found}
+        for values in self._values(self.original, list(spreads)):
+            for name, spread in spreads.items():
+                spread.add(values[name])
+        return {name: spread.variance for name, spread in spreads.items()}
+
+    def _values(self, model: Model, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Of these tensors, on a few samples."""
+        session = create(with_outputs(model.skeleton(), names))
+        return (run(session, feeds, names) for feeds in self.data.take(_VARIANCE_SAMPLES).feeds())
+
+
+@dataclass
+class _Spread:
+    """Sums over values."""
+
+    squares: float = 0.0
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: Array) -> None:
+        self.squares += float(np.square(values, dtype=np.float64).sum())
+        self.total += float(values.sum(dtype=np.float64))
+        self.count += values.size
+
+    @property
+    def mean_square(self) -> float:
+        return self.squares / max(1, self.count)
+
+    @property
+    def variance(self) -> float:
+        """Of a constant, its square."""
+        variance = self.mean_square - (self.total / max(1, self.count)) ** 2
+        return variance if variance > _CONSTANT * self.mean_square else self.mean_square
 
 
 def _told(found: Sequence[Head]) -> str:
     told = [f"{head.kind} of {head.output}" for head in found[:_TOLD]]
     return ", ".join(told) + (f" and {len(found) - _TOLD} more" if len(found) > _TOLD else "")
-
-
-def _variance(squares: float, total: float, count: float) -> float:
-    """Of values with these sums; of a constant, its square."""
-    mean_square, mean = squares / max(1.0, count), total / max(1.0, count)
-    variance = mean_square - mean**2
-    return variance if variance > _CONSTANT * mean_square else mean_square
 
 
 def _checked(labels: Array, found: Sequence[Head], shapes: Mapping[str, tuple[int, ...]]) -> Array:
