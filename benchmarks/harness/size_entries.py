@@ -22,6 +22,7 @@ SHARED = named(
             for share, models in ((0.8, _RESIDUAL), (0.6, _RECOGNISER))
         ),
         onnxcomp_entry("onnxcomp-share-loss", "share(loss=0.01)", ("mobilenetv2",)),
+        onnxcomp_entry("onnxcomp-share-256", "share(clusters=256)", ("mobilenetv2",)),
         *(peer_entry(name, peer) for name, peer in CODEBOOKS.items()),
     ]
 )
