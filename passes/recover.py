@@ -91,7 +91,7 @@ class Recover(Pass):
         0,
         ge=0,
         le=1000,
-        description="so many intermediate tensors more to match, late ones, which are found by themselves: of a "
+        description="up to so many intermediate tensors more to match, late ones, which are found by themselves: of a "
         "network's features there is more to learn than of its class scores, where samples are few",
     )
     parts: int = Field(
@@ -159,15 +159,17 @@ class Recover(Pass):
                     learnt |= outcome.values
                     trainable.learn(outcome.values)  # for the parts to come
         if (after := self._judge(curriculum)) > before:  # values between parts may mean something else than they did
-            reason = f"its parts came closer to the original's, but not the outputs: their loss rose to {after:.3g}"
+            reason = (
+                f"what is inside came closer to the original's, but not the outputs: their loss rose to {after:.3g}"
+            )
             _log(ctx, layers, made, {}, frozen | dict.fromkeys(outcomes, f"{reason} from {before:.3g}"))
             return
         trainable.write(model, learnt)
         _log(ctx, layers, made, outcomes, frozen)
 
     def _judge(self, curriculum: Curriculum) -> float:
-        """The held-out loss of the outputs, where the network is trained in parts; else its training knows it."""
-        if self.parts == 1:
+        """The held-out loss of the outputs, where more than that is trained on; else the training knows it."""
+        if self.parts == 1 and not (self.match or self.hints):
             return 0.0
         _, held_out = _split(curriculum.data.units)
         size = min(self.batch, len(held_out))

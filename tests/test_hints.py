@@ -6,23 +6,53 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from onnxcomp import Model
-from onnxcomp.graph.cuts import late
+from onnxcomp import Context, Dataset, Model, Target
+from onnxcomp.graph.cuts import cuts, spread
 from onnxcomp.passes.recover import Recover
+from onnxcomp.runtime.lessons import Curriculum
 from onnxcomp.runtime.session import create, run, with_outputs
-from tests.recovering import network, recovered, samples
+from tests.quantizing import build
+from tests.recovering import error_of, network, recovered, samples
 
 
 @pytest.mark.parametrize(
-    ("count", "chosen"),
-    [(0, ""), (1, "h"), (2, "fh"), (3, "efh"), (4, "efgh"), (6, "cdefgh"), (8, "abcdefgh"), (100, "abcdefgh")],
+    ("count", "chosen"), [(0, ""), (1, "h"), (2, "dh"), (3, "beh"), (4, "bdfh"), (8, "abcdefgh"), (100, "abcdefgh")]
 )
-def test_late_places_are_spread_over_the_second_half(count: int, chosen: str) -> None:
-    assert "".join(late("abcdefgh", count)) == chosen
+def test_places_are_spread(count: int, chosen: str) -> None:
+    assert "".join(spread("abcdefgh", count)) == chosen
 
 
 def test_there_may_be_no_place() -> None:
-    assert late([], 3) == []
+    assert spread([], 3) == []
+    student = build("g (float[N, 8] x) => (float[N, 4] y) { y = MatMul(x, a) }", {"a": np.ones((8, 4), np.float32)})
+    x = np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32)
+    model = Model.from_proto(student.proto())
+    ctx = Context(Target.host(), Dataset.from_arrays({"x": x}, model=model), original=student)
+    Recover(epochs=1, batch=8, hints=2).run(model, ctx)
+    assert [decision.layer for decision in ctx.decisions] != []
+
+
+def test_places_that_hold_no_real_numbers_are_none() -> None:
+    """Truth values between two layers, which two operators read."""
+    text = """g (float[N, 8] x) => (float[N, 4] y) {
+        h = MatMul(x, a) zero = Constant<value_float = 0.0>() t = Greater(h, zero)
+        p = Cast<to = 1>(t) q = Cast<to = 1>(t) s = Add(p, q) y = MatMul(s, b) }"""
+    arrays = {"a": np.ones((8, 6), np.float32), "b": np.ones((6, 4), np.float32)}
+    student = build(text, arrays)
+    assert "t" in cuts(student, ["a", "b"]) or "s" in cuts(student, ["a", "b"])
+    x = np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32)
+    ctx = Context(Target.host(), Dataset.from_arrays({"x": x}, model=student), original=build(text, arrays))
+    Recover(epochs=1, batch=8, hints=4).run(student, ctx)
+    assert len(ctx.decisions) == 2
+
+
+def test_worse_outputs_are_not_kept_for_better_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.1, 0.2])
+    monkeypatch.setattr(Curriculum, "judge", lambda *_: next(losses))
+    model, ctx = recovered(network(noise=0.3), Recover(epochs=4, batch=16, hints=1))
+    assert {decision.action for decision in ctx.decisions} == {"skipped"}
+    assert "but not the outputs: their loss rose to 0.2 from 0.1" in ctx.decisions[0].reason
+    assert error_of(model) == error_of(Model.from_proto(network(noise=0.3)))
 
 
 def test_hidden_values_come_closer_with_hints() -> None:

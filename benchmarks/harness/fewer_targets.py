@@ -34,11 +34,11 @@ def check_fewer(results: SizeResults) -> list[Target]:
 
 def _shared(name: str, section: Section) -> Iterator[Target]:
     row = usable_row(section, _SHARE)
-    text = f"{name}, {row.setting if row else failed_row(section, _SHARE) or _SHARE}"
+    text = f"{name}, {_title(section, row, _SHARE)}"
     if name in _AGREEMENT:
         yield _agreement(text, row, _AGREEMENT[name])
-        if finer := usable_row(section, _FINER[name]):
-            yield _agreement(f"{name}, {finer.setting}", finer, _AGREEMENT[name])
+        finer = usable_row(section, _FINER[name])
+        yield _agreement(f"{name}, {_title(section, finer, _FINER[name])}", finer, _AGREEMENT[name])
     else:
         yield limit(f"{text}: points lost of {figure_name(name)}", points_lost(section, row), "points", 1.0)
     share = hundred(row.restored_share) if row else None
@@ -46,6 +46,11 @@ def _shared(name: str, section: Section) -> Iterator[Target]:
     yield limit(f"{text}: speed after load", speed(row), "x", _SPEED, least=True)
     if name in _PACKED:
         yield from _packed(name, section)
+
+
+def _title(section: Section, row: Row | None, name: str) -> str:
+    """The row's setting, or why there is none."""
+    return row.setting if row else failed_row(section, name) or name
 
 
 def _agreement(text: str, row: Row | None, least: float) -> Target:

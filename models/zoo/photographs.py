@@ -78,7 +78,7 @@ def template_photographs(packages: Packages) -> list[Path]:
     """Return the photographs of templates of web pages, some 120 of them."""
     folders = [packages.npm(name, version) for name, version in TEMPLATES.items()]
     files = [path for folder in folders for path in sorted(folder.glob("**/*.jp*g"))]
-    return [path for path in files if "thumb" not in str(path) and _is_photograph(path.read_bytes())]
+    return [path for path in files if "thumb" not in path.parent.name + path.name and _is_photograph(path.read_bytes())]
 
 
 def _is_photograph(content: bytes) -> bool:
@@ -87,7 +87,7 @@ def _is_photograph(content: bytes) -> bool:
 
 
 def stamped(crops: np.ndarray, packages: Packages, seed: int) -> np.ndarray:
-    """Return the crops with things of Tux Paint pasted onto most of them, at random sizes and places."""
+    """Return the crops with things of Tux Paint pasted onto some of them, at random sizes and places."""
     files = sorted(packages.debian(STAMPS).glob("usr/share/tuxpaint/stamps/**/*.png"))
     stamps = [_cut_out(path) for path in files if not any(name in str(path) for name in DRAWN_STAMPS)]
     rng, result = np.random.default_rng(seed), crops.copy()

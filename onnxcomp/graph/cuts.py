@@ -9,7 +9,7 @@ import onnx
 from onnxcomp.model import Model
 from onnxcomp.storage.messages import drop_unneeded_nodes, keep_named, reads_of
 
-__all__ = ["between", "cuts", "evenly", "late"]
+__all__ = ["between", "cuts", "evenly", "spread"]
 
 
 def cuts(model: Model, parameters: Collection[str]) -> list[str]:
@@ -67,11 +67,10 @@ def evenly(places: Sequence[str], positions: Mapping[str, float], count: int) ->
     return chosen
 
 
-def late(places: Sequence[str], count: int) -> list[str]:
-    """``count`` of these places, or all: the last one, and others in equal steps over the second half."""
-    second_half = places[min(len(places) // 2, max(0, len(places) - count)) :]
-    chosen = min(count, len(second_half))
-    return [second_half[(step + 1) * len(second_half) // chosen - 1] for step in range(chosen)]
+def spread(places: Sequence[str], count: int) -> list[str]:
+    """``count`` of these places, or all, in equal steps; the last one is among them."""
+    chosen = min(count, len(places))
+    return [places[(step + 1) * len(places) // chosen - 1] for step in range(chosen)]
 
 
 def between(model: Model, start: str | None, end: str | None) -> Model:

