@@ -136,9 +136,8 @@ class Curriculum:
     def _hints(self, parameters: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Late cuts where the student's values still mean what the teacher's do: their channels keep their order."""
         every = cuts(self.student, parameters) if self.hints else []
-        places = self._unchanged(
-            [name for name in every[max(0, len(every) - 1) // 2 :] if name not in self.match], shapes
-        )
+        second_half = every[max(0, len(every) - 1) // 2 :]
+        places = self._unchanged([name for name in second_half if name not in self.match], shapes)
         apart = self._distances(places) if places else {}
         return spread([name for name in places if apart[name] < _RELATED], self.hints)
 
