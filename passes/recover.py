@@ -82,7 +82,8 @@ class Recover(Pass):
     loss: LossName = Field(
         "auto",
         description="kl: divergence of class probabilities; mse: squared errors of the outputs; ce: cross entropy with "
-        "the labels; auto: kl for class scores (two axes, computed by a layer: give mse for a regression), else mse",
+        "the labels; auto: kl for class scores (two axes, computed by a layer: give mse for a regression, and where "
+        "samples are few), else mse",
     )
     match: tuple[str, ...] = Field(
         (), description="names of intermediate tensors whose values are to be the original's too, by squared errors"
