@@ -96,7 +96,7 @@ def passes(draw: st.DrawFn) -> Pass:
     if cls.name == "quant" and options.get("bits") == 16:
         options = {"bits": 16}  # which few others go with
     if cls.name == "recover" and options.get("parts", 1) > 1:
-        options = {name: value for name, value in options.items() if name not in ("checkpoint", "match")}
+        options = {name: value for name, value in options.items() if name not in ("checkpoint", "match", "hints")}
     if cls.name == "recover" and options.get("loss") == "ce":
         options.pop("mix", None)
     return cls.with_options(options)
