@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 
 from onnxcomp import Context, Dataset, Model, Target
 from onnxcomp.passes.recover import Recover
+from onnxcomp.runtime.session import create, run, with_outputs
 from tests.models import model_of, value
 
 
@@ -56,5 +57,15 @@ def error_of(model: Model) -> float:
     ours, theirs = (
         ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
         for proto in (model.proto(), network())
+    )
+    return float(np.square(ours - theirs).mean() / np.square(theirs).mean())
+
+
+def hidden_error_of(model: Model) -> float:
+    """Of the values behind the first convolution."""
+    x = np.random.default_rng(4).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    ours, theirs = (
+        run(create(with_outputs(each.skeleton(), ["r1"])), {"x": x})["r1"]
+        for each in (model, Model.from_proto(network()))
     )
     return float(np.square(ours - theirs).mean() / np.square(theirs).mean())
