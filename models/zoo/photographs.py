@@ -31,18 +31,27 @@ GCOMPRIS = (
     *("babyshapes", "categorization", "details", "erase"),
     *("explore_farm_animals", "explore_monuments", "explore_world_animals", "explore_world_music"),
 )
-# Templates of web pages: people, rooms, food, desks, landscapes. All are MIT.
+# Templates of web pages and of a shop: people, rooms, food, desks, landscapes, goods. MIT, the shop's GPL-3.
 TEMPLATES = {
-    "argon-design-system-react": "1.1.0",
-    "material-kit": "2.0.4",
-    "now-ui-kit": "1.3.0",
-    "paper-kit-2": "2.1.0",
-    "soft-ui-design-system": "1.0.4",
-    "startbootstrap-agency": "7.0.12",
-    "startbootstrap-business-casual": "7.0.9",
-    "startbootstrap-creative": "7.0.7",
-    "startbootstrap-landing-page": "6.0.6",
-    "startbootstrap-stylish-portfolio": "6.0.6",
+    "argon-design-system-react": ("1.1.0", "**/*.jp*g"),
+    "material-kit": ("2.0.4", "**/*.jp*g"),
+    "now-ui-kit": ("1.3.0", "**/*.jp*g"),
+    "paper-kit-2": ("2.1.0", "**/*.jp*g"),
+    "sneat-bootstrap-html-admin-template-free": ("1.0.0", "assets/img/elements/*.jpg"),
+    "soft-ui-design-system": ("1.0.4", "**/*.jp*g"),
+    "startbootstrap-agency": ("7.0.12", "**/*.jp*g"),
+    "startbootstrap-business-casual": ("7.0.9", "**/*.jp*g"),
+    "startbootstrap-creative": ("7.0.7", "**/*.jp*g"),
+    "startbootstrap-landing-page": ("6.0.6", "**/*.jp*g"),
+    "startbootstrap-stylish-portfolio": ("6.0.6", "**/*.jp*g"),
+    "tabler-ui": ("0.0.34", "dist/demo/photos/*-1500.jpg"),
+    "themekit": ("2.1.0", "img/[bu]*/*.jpg"),
+    "@vendure/create": ("3.7.3", "assets/images/*.jpg"),
+}
+# Backgrounds of programs for children: rooms, buildings, sports fields, nature.
+BACKGROUNDS = {
+    "scratch": "usr/share/scratch/Media/Backgrounds/**/*.jpg",
+    "tuxpaint-data": "usr/share/tuxpaint/[st]*/*.jp*g",
 }
 SHORTEST_SIDE = 180  # smaller ones are icons
 STAMPS = "tuxpaint-stamps-default"  # animals, plants, food, vehicles, tools: photographs without their backgrounds
@@ -74,10 +83,16 @@ def lesson_photographs(packages: Packages) -> list[bytes]:
     return [content for name, content in sorted(files) if name.endswith((".webp", ".jpg")) and _is_photograph(content)]
 
 
+def background_photographs(packages: Packages) -> list[Path]:
+    """Return photographs that children are to draw on or to let things move before, 80 of them."""
+    files = [path for name, pattern in BACKGROUNDS.items() for path in sorted(packages.debian(name).glob(pattern))]
+    return [path for path in files if _is_photograph(path.read_bytes())]
+
+
 def template_photographs(packages: Packages) -> list[Path]:
-    """Return the photographs of templates of web pages, 192 of them."""
-    folders = [packages.npm(name, version) for name, version in TEMPLATES.items()]
-    files = [path for folder in folders for path in sorted(folder.glob("**/*.jp*g"))]
+    """Return the photographs of templates of web pages, some 340 of them."""
+    folders = [(packages.npm(name, version), pattern) for name, (version, pattern) in TEMPLATES.items()]
+    files = [path for folder, pattern in folders for path in sorted(folder.glob(pattern))]
     return [path for path in files if "thumb" not in path.parent.name + path.name and _is_photograph(path.read_bytes())]
 
 
