@@ -193,15 +193,30 @@ def test_the_traced_form_gives_the_same_gradients() -> None:
     gradients = Gradients(model, list(values), [Term("y", "mse")])
     x = np.random.default_rng(5).standard_normal((8, 3, 8, 8)).astype(np.float32)
     y = np.random.default_rng(6).standard_normal((8, 5)).astype(np.float32)
-    compiled = gradients._for({"x": x})
-    assert compiled._fast is not None
+    backward = gradients._for({"x": x})._backward
+    assert backward._fast is not None
     fast = gradients.step(values, {"x": x}, {"y": y})
-    assert compiled._fast is not None  # it was compared with the plain form, and kept
-    compiled._fast = None
+    assert backward._fast is not None  # it was compared with the plain form, and kept
+    backward._fast = None
     plain = gradients.step(values, {"x": x}, {"y": y})
     assert fast.loss == pytest.approx(plain.loss, rel=1e-5)
     for name, expected in plain.gradients.items():
         np.testing.assert_allclose(fast.gradients[name], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_loss_alone_is_that_of_a_step_without_the_backward_pass() -> None:
+    model = Model.from_proto(network(0.3))
+    values = {parameter.name: 1.1 * np.array(parameter.value) for parameter in parameters(model)}
+    gradients = Gradients(model, list(values), [Term("y", "mse")])
+    x = np.random.default_rng(5).standard_normal((8, 3, 8, 8)).astype(np.float32)
+    y = np.random.default_rng(6).standard_normal((8, 5)).astype(np.float32)
+    loss = gradients.loss(values, {"x": x}, {"y": y})
+    assert loss == pytest.approx(gradients.step(values, {"x": x}, {"y": y}).loss, rel=1e-5)
+    compiled = gradients._for({"x": x})
+    assert compiled._forward._fast is not None
+    forward, whole = compiled._forward._model.graph, compiled.derivative.model.graph
+    assert len(forward.node) < len(whole.node) / 2
+    assert {value.name for value in whole.input} == {value.name for value in forward.input}
 
 
 def test_a_weight_that_is_computed_with_is_not_traced() -> None:

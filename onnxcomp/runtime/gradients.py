@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from onnxcomp.model import Model
 from onnxcomp.runtime.session import Feeds, all_cores, reason
 from onnxcomp.runtime.shapes import observed
 from onnxcomp.runtime.traced import Traced, trace
+from onnxcomp.storage.messages import drop_unneeded_nodes, keep_named
 
 __all__ = ["Gradients", "Step"]
 
@@ -113,7 +115,7 @@ class Gradients:
 
 
 class _Compiled:
-    """The backward graph for one set of shapes."""
+    """The backward graph for one set of shapes, and the graph of the loss alone, which takes a third of the time."""
 
     def __init__(
         self,
@@ -124,52 +126,88 @@ class _Compiled:
     ) -> None:
         self.derivative = derivative
         self.watched = watched
+        self._constants = {name: shapes[name] for name in _weights_of_convolutions(derivative)}
         self._threads = threads
-        self._outputs = [derivative.loss, *derivative.gradients.values()]
-        constants = _weights_of_convolutions(derivative.model, set(derivative.gradients))
-        self._fast: Traced | None = None
-        self._plain: ort.InferenceSession | None = None
-        self._checked = not constants
-        if constants:
-            parameters = {name: shapes[name] for name in constants}
-            self._fast = trace(derivative.model, parameters, _options(threads), _options(threads, optimize=False))
 
     def step(self, values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]) -> Step:
-        loss, *found = self._run(self._outputs, values, feeds, targets)
+        loss, *found = self._backward.run(self._given(values, feeds, targets))
         return Step(float(loss), dict(zip(self.derivative.gradients, found, strict=True)))
 
     def loss(self, values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]) -> float:
-        return float(self._run([self.derivative.loss], values, feeds, targets)[0])
+        return float(self._forward.run(self._given(values, feeds, targets))[0])
 
-    def _run(
-        self, names: Sequence[str], values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]
-    ) -> list[Array]:
+    def _given(self, values: Mapping[str, Array], feeds: Feeds, targets: Mapping[str, Array]) -> dict[str, Array]:
         given = dict(feeds) | {self.derivative.targets[tensor]: target for tensor, target in targets.items()}
-        given |= {name: values[name] for name in self.derivative.gradients}
-        if self._fast is not None and not self._checked:
-            self._check(given)
-        if self._fast is None:
-            return _run(self._plain_session(), names, given)
-        return _run(self._fast.session, names, given | self._fast.feeds(given))
+        return given | {name: values[name] for name in self.derivative.gradients}
 
-    def _check(self, given: dict[str, Array]) -> None:
-        """Trust the fast form when it gives the same gradients once."""
+    @functools.cached_property
+    def _backward(self) -> _Program:
+        wanted = [self.derivative.loss, *self.derivative.gradients.values()]
+        return _Program(self.derivative.model, wanted, wanted, self._constants, self._threads)
+
+    @functools.cached_property
+    def _forward(self) -> _Program:
+        # ONNX Runtime runs all nodes of a graph, whatever outputs are asked for.
+        forward = onnx.ModelProto()
+        forward.CopyFrom(self.derivative.model)
+        keep_named(forward.graph.output, {self.derivative.loss, *self.watched})
+        keep_named(forward.graph.initializer, drop_unneeded_nodes(forward.graph))
+        return _Program(forward, [self.derivative.loss], [*self.watched], self._constants, self._threads)
+
+
+class _Program:
+    """A graph in ONNX Runtime, in the fast form of ``trace`` where there is one.
+
+    Args:
+        model: with inputs for the parameters.
+        wanted: names of the outputs that a run returns.
+        compared: names of outputs by which the fast form is judged.
+        constants: shapes of the parameters that the fast form takes for constants, by name.
+        threads: 0 for all cores.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        wanted: Sequence[str],
+        compared: Sequence[str],
+        constants: Mapping[str, tuple[int, ...]],
+        threads: int,
+    ) -> None:
+        self._model = model
+        self._wanted, self._compared = wanted, compared
+        self._threads = threads
+        self._plain: ort.InferenceSession | None = None
+        self._checked = False
+        self._fast: Traced | None = None
+        if constants:
+            self._fast = trace(model, constants, _options(threads), _options(threads, optimize=False))
+
+    def run(self, given: Mapping[str, Array]) -> list[Array]:
+        """The wanted outputs for these inputs."""
+        if self._fast is not None and not self._checked:
+            self._check(self._fast, given)
+        if self._fast is None:
+            return _run(self._plain_session(), self._wanted, given)
+        return _run(self._fast.session, self._wanted, dict(given) | self._fast.feeds(given))
+
+    def _check(self, fast: Traced, given: Mapping[str, Array]) -> None:
+        """Trust the fast form when it gives the same once."""
         self._checked = True
-        assert self._fast is not None
         # What a session returns keeps all of its memory, as much as the other will take: copies do not.
-        plain = [found.copy() for found in _run(self._plain_session(), self._outputs, given)]
+        plain = [found.copy() for found in _run(self._plain_session(), self._compared, given)]
         self._plain = None
         try:
-            fast = _run(self._fast.session, self._outputs, given | self._fast.feeds(given))
+            found = _run(fast.session, self._compared, dict(given) | fast.feeds(given))
         except SessionError:
             self._fast = None
             return
-        if not all(_close(one, other) for one, other in zip(fast, plain, strict=True)):
+        if not all(_close(one, other) for one, other in zip(found, plain, strict=True)):
             self._fast = None
 
     def _plain_session(self) -> ort.InferenceSession:
         if self._plain is None:
-            data = self.derivative.model.SerializeToString()
+            data = self._model.SerializeToString()
             try:
                 self._plain = ort.InferenceSession(data, _options(self._threads), providers=["CPUExecutionProvider"])
             except Exception as error:  # the binding raises a dozen classes that share no base
@@ -208,14 +246,14 @@ def _options(threads: int, optimize: bool = True) -> ort.SessionOptions:
     return options
 
 
-def _weights_of_convolutions(model: onnx.ModelProto, parameters: set[str]) -> list[str]:
+def _weights_of_convolutions(derivative: Derivative) -> list[str]:
     """Parameters that convolutions read: what ONNX Runtime lays out anew where it is constant."""
     found = {
         name: None
-        for node in model.graph.node
+        for node in derivative.model.graph.node
         if node.op_type == "Conv"
         for name in node.input[1:]
-        if name in parameters
+        if name in derivative.gradients
     }
     return list(found)
 
