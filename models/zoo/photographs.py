@@ -90,7 +90,7 @@ def background_photographs(packages: Packages) -> list[Path]:
 
 
 def template_photographs(packages: Packages) -> list[Path]:
-    """Return the photographs of templates of web pages, some 340 of them."""
+    """Return the photographs of templates of web pages, 320 of them."""
     folders = [(packages.npm(name, version), pattern) for name, (version, pattern) in TEMPLATES.items()]
     files = [path for folder, pattern in folders for path in sorted(folder.glob(pattern))]
     return [path for path in files if "thumb" not in path.parent.name + path.name and _is_photograph(path.read_bytes())]
