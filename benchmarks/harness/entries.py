@@ -192,7 +192,7 @@ def _recovered(name: str, damage: str, only: tuple[str, ...], recover: str = "re
 
 # Where photographs are few, features and all scores teach more than class probabilities (Wang et al. 2022,
 # arXiv:2201.02620).
-_MIMICRY = 'recover(loss="mse", hints=3, mix=True, lr=2e-4, batch=16, epochs=4)'
+_MIMICRY = 'recover(loss="mse", hints=3, mix=True, lr=2e-4, batch=16, epochs=6)'
 RECOVERY = named(
     [
         *_recovered("channels", "prune(flops=0.5)", ("fashion",)),
