@@ -115,7 +115,7 @@ class Gradients:
 
 
 class _Compiled:
-    """The backward graph for one set of shapes, and the graph of the loss alone, which takes a third of the time."""
+    """The backward graph for one set of shapes, and the graph of the loss alone: each is made when it is first run."""
 
     def __init__(
         self,
